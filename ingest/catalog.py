@@ -1,0 +1,309 @@
+"""What is indexed: collections, their documents, and the kept texts. The checkpoint of every ingest job.
+
+The chunks themselves are known to the index alone; a document's row is `writing` from before its first chunk is written
+until after its last old one is gone, so that a killed job is seen and finished by the next one.
+"""
+
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from pydantic import field_validator
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Column,
+    ColumnElement,
+    Connection,
+    Engine,
+    Float,
+    Integer,
+    RowMapping,
+    String,
+    Table,
+    delete,
+    func,
+    insert,
+    select,
+    update,
+)
+from sqlalchemy.exc import IntegrityError
+
+from ingest.db import Compressed, Utc, metadata
+from ingest.errors import ConflictError, NotFoundError
+from ingest.schemas import Chunking, Frozen, ParsedText, Retrieval
+
+State = Literal["writing", "done", "failed"]
+
+collections = Table(
+    "collections",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("embedder", String(512), nullable=False),
+    Column("chunking", JSON, nullable=False),
+    Column("fingerprint", String(64), nullable=False),
+    Column("retrieval", JSON, nullable=False),
+    Column("prompt", String(64), nullable=False),
+    Column("adapter", String(128)),
+    Column("threshold", Float),
+    Column("created_at", Utc, nullable=False),
+)
+
+documents = Table(
+    "documents",
+    metadata,
+    Column("id", String(36), primary_key=True),
+    Column("collection", String(64), nullable=False, index=True),
+    Column("uri", String(4096), nullable=False),
+    Column("first_uri", String(4096), nullable=False, index=True),
+    Column("path", String(4096), nullable=False),
+    Column("size", BigInteger, nullable=False),
+    Column("mtime_ns", BigInteger, nullable=False),
+    Column("content_hash", String(64), nullable=False),
+    Column("text_hash", String(64), index=True),
+    Column("mime", String(128)),
+    Column("state", String(16), nullable=False),
+    Column("stage", String(16)),
+    Column("reason", String(2000)),
+    Column("chunks", Integer, nullable=False, default=0),
+    Column("pages", Integer),
+    Column("languages", JSON, nullable=False),
+    Column("acl", JSON, nullable=False),
+    Column("metadata", JSON, nullable=False),
+    Column("properties", JSON, nullable=False),
+    Column("indexed_at", Utc),
+)
+
+texts = Table(
+    "texts",
+    metadata,
+    Column("hash", String(64), primary_key=True),
+    Column("parsed", Compressed, nullable=False),
+)
+
+
+class Collection(Frozen):
+    """How a set of documents is embedded, split, searched and answered from.
+
+    `fingerprint` stands for embedder and chunking; `threshold` is null until somebody calibrates it.
+    """
+
+    name: str
+    embedder: str
+    chunking: Chunking
+    fingerprint: str
+    retrieval: Retrieval = Retrieval()
+    prompt: str
+    adapter: str | None = None
+    threshold: float | None = None
+    created_at: datetime
+
+    @property
+    def index(self) -> str:
+        """The name that the index knows it by."""
+        return f"{self.name}.{self.fingerprint[:12]}"
+
+
+class Document(Frozen):
+    """One source file of a collection, as it was when it was last read.
+
+    `metadata` is what an ingest job set; `properties` what the file itself says (title, authors, ...).
+    """
+
+    id: str
+    collection: str
+    uri: str
+    first_uri: str
+    path: str
+    size: int
+    mtime_ns: int
+    content_hash: str
+    text_hash: str | None = None
+    mime: str | None = None
+    state: State
+    stage: str | None = None
+    reason: str | None = None
+    chunks: int = 0
+    pages: int | None = None
+    languages: dict[str, int] = {}
+    acl: tuple[str, ...] = ()
+    metadata: dict[str, Any] = {}
+    properties: dict[str, Any] = {}
+    indexed_at: datetime | None = None
+
+    @field_validator("acl", mode="before")
+    @classmethod
+    def _tuple(cls, value: Sequence[str]) -> tuple[str, ...]:
+        return tuple(value)
+
+
+class Catalog:
+    """Reads and writes the catalog. One instance a process; every call is a transaction of its own."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+
+    # collections
+
+    def collections(self) -> list[Collection]:
+        with self.engine.connect() as connection:
+            rows = connection.execute(select(collections).order_by(collections.c.name)).mappings()
+            return [Collection.model_validate(dict(row)) for row in rows]
+
+    def collection(self, name: str) -> Collection:
+        """Raises NotFoundError."""
+        with self.engine.connect() as connection:
+            row = connection.execute(select(collections).where(collections.c.name == name)).mappings().first()
+        if row is None:
+            raise NotFoundError(f"there is no collection {name!r}; GET /collections lists them, an ingest creates one")
+        return Collection.model_validate(dict(row))
+
+    def put_collection(self, collection: Collection) -> None:
+        """Creates or replaces. Raises ConflictError when another embedder or chunking meets indexed documents."""
+        values = collection.model_dump(mode="json", exclude={"created_at"})
+        with self.engine.begin() as connection:
+            held = connection.execute(
+                select(collections.c.fingerprint).where(collections.c.name == collection.name)
+            ).scalar()
+            if held is None:
+                try:
+                    connection.execute(insert(collections).values(**values, created_at=collection.created_at))
+                except IntegrityError as error:  # two first ingests at once: the other one has just made it
+                    raise ConflictError(f"collection {collection.name!r} is being created; try again") from error
+                return
+            if held != collection.fingerprint and _count(connection, collection.name):
+                raise ConflictError(
+                    f"collection {collection.name!r} holds documents under another embedder or chunking; "
+                    "delete it first, or ingest into a collection of another name"
+                )
+            connection.execute(update(collections).where(collections.c.name == collection.name).values(**values))
+
+    def delete_collection(self, name: str) -> None:
+        with self.engine.begin() as connection:
+            held = _text_hashes(connection, documents.c.collection == name)
+            connection.execute(delete(documents).where(documents.c.collection == name))
+            connection.execute(delete(collections).where(collections.c.name == name))
+            _drop_unused(connection, held)
+
+    # documents
+
+    def documents(
+        self,
+        collection: str,
+        groups: frozenset[str] | None = None,
+        limit: int | None = None,
+        offset: int = 0,
+    ) -> list[Document]:
+        """By path. `groups`: only what a member of these may see (None: all)."""
+        query = select(documents).where(documents.c.collection == collection).order_by(documents.c.path)
+        with self.engine.connect() as connection:
+            rows = connection.execute(query).mappings()
+            seen = (_document(row) for row in rows)
+            visible = [one for one in seen if groups is None or not one.acl or groups & set(one.acl)]
+        return visible[offset : None if limit is None else offset + limit]
+
+    def document(self, document_id: str) -> Document:
+        """Raises NotFoundError."""
+        with self.engine.connect() as connection:
+            row = connection.execute(select(documents).where(documents.c.id == document_id)).mappings().first()
+        if row is None:
+            raise NotFoundError(f"there is no document {document_id!r}; GET /documents lists them")
+        return _document(row)
+
+    def stamps(self, collection: str, under: str) -> dict[str, RowMapping]:
+        """-> by URI, the columns that tell whether a file changed, for all documents at or below the URI `under`."""
+        columns = documents.c
+        query = select(
+            columns.id, columns.uri, columns.path, columns.size, columns.mtime_ns, columns.content_hash,
+            columns.state, columns.acl, columns.metadata, columns.text_hash, columns.chunks, columns.languages,
+        ).where(columns.collection == collection)  # fmt: skip
+        folder = under.rstrip("/") + "/"
+        with self.engine.connect() as connection:
+            rows = connection.execute(query).mappings().all()
+        return {row["uri"]: row for row in rows if row["uri"] == under or row["uri"].startswith(folder)}
+
+    def ids_first_seen_at(self, collection: str, uri: str) -> set[str]:
+        query = select(documents.c.id).where(documents.c.collection == collection, documents.c.first_uri == uri)
+        with self.engine.connect() as connection:
+            return set(connection.execute(query).scalars())
+
+    def count(self, collection: str) -> dict[str, int]:
+        """-> documents by state, and `chunks`."""
+        with self.engine.connect() as connection:
+            by_state = connection.execute(
+                select(documents.c.state, func.count(), func.sum(documents.c.chunks))
+                .where(documents.c.collection == collection)
+                .group_by(documents.c.state)
+            ).all()
+        counts: dict[str, int] = {state: number for state, number, _ in by_state}
+        return counts | {"chunks": sum(chunks or 0 for _, _, chunks in by_state)}
+
+    def put(self, rows: Iterable[Document]) -> None:
+        """Inserts or replaces documents, in one transaction."""
+        with self.engine.begin() as connection:
+            for row in rows:
+                connection.execute(delete(documents).where(documents.c.id == row.id))
+                connection.execute(insert(documents).values(**row.model_dump()))
+
+    def touch(self, document_id: str, size: int, mtime_ns: int) -> None:
+        """The file was rewritten with the same bytes."""
+        with self.engine.begin() as connection:
+            connection.execute(
+                update(documents).where(documents.c.id == document_id).values(size=size, mtime_ns=mtime_ns)
+            )
+
+    def finish(self, rows: Iterable[tuple[Document, ParsedText | None]]) -> None:
+        """Records documents as they now stand, and keeps their texts; texts that nothing points to any more go."""
+        with self.engine.begin() as connection:
+            held: set[str] = set()
+            for row, parsed in rows:
+                if parsed is not None:
+                    address = row.text_hash
+                    if connection.execute(select(texts.c.hash).where(texts.c.hash == address)).scalar() is None:
+                        connection.execute(insert(texts).values(hash=address, parsed=parsed.model_dump_json()))
+                held |= _text_hashes(connection, documents.c.id == row.id)
+                connection.execute(delete(documents).where(documents.c.id == row.id))
+                connection.execute(insert(documents).values(**row.model_dump()))
+            _drop_unused(connection, held)
+
+    def forget(self, ids: Sequence[str]) -> None:
+        with self.engine.begin() as connection:
+            for start in range(0, len(ids), 500):
+                batch = documents.c.id.in_(ids[start : start + 500])
+                held = _text_hashes(connection, batch)
+                connection.execute(delete(documents).where(batch))
+                _drop_unused(connection, held)
+
+    def text(self, document_id: str) -> ParsedText:
+        """The kept text that offsets point into. Raises NotFoundError."""
+        query = select(texts.c.parsed).join(documents, documents.c.text_hash == texts.c.hash)
+        with self.engine.connect() as connection:
+            parsed = connection.execute(query.where(documents.c.id == document_id)).scalar()
+        if parsed is None:
+            raise NotFoundError(f"there is no text of document {document_id!r}; GET /documents/{document_id} says why")
+        return ParsedText.model_validate_json(parsed)
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+def _document(row: RowMapping) -> Document:
+    return Document.model_validate(dict(row))
+
+
+def _count(connection: Connection, collection: str) -> int:
+    return connection.execute(
+        select(func.count()).select_from(documents).where(documents.c.collection == collection)
+    ).scalar_one()
+
+
+def _text_hashes(connection: Connection, where: ColumnElement[bool]) -> set[str]:
+    return {address for address in connection.execute(select(documents.c.text_hash).where(where)).scalars() if address}
+
+
+def _drop_unused(connection: Connection, addresses: set[str]) -> None:
+    for address in addresses:
+        used = select(documents.c.id).where(documents.c.text_hash == address).limit(1)
+        if connection.execute(used).first() is None:
+            connection.execute(delete(texts).where(texts.c.hash == address))

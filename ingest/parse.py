@@ -1,0 +1,216 @@
+"""One file's bytes -> its text with structure (pages, headings). Knows nothing of folders, catalogs or chunks.
+
+Markdown, plain text and code are kept as decoded. Everything else is Kreuzberg's plain output, page by page where the
+format has pages, joined here, so that page offsets are exact; its headings exist only in the Markdown output and are
+aligned onto the plain text in order (one that does not occur there is dropped).
+"""
+
+import mimetypes
+import re
+from functools import lru_cache
+from itertools import pairwise
+from pathlib import PurePath
+from typing import Any
+
+import kreuzberg
+from charset_normalizer import from_bytes
+from kreuzberg import ExtractionConfig, PageConfig
+from markdown_it import MarkdownIt
+
+from ingest.errors import DocumentError
+from ingest.schemas import Heading, PageSpan, ParsedText
+
+MARKDOWN = frozenset({".md", ".markdown", ".mdx"})
+AS_DECODED = MARKDOWN | frozenset(
+    [
+        ".txt",
+        ".text",
+        ".rst",
+        ".log",
+        ".csv",
+        ".tsv",
+        ".json",
+        ".jsonl",
+        ".yaml",
+        ".yml",
+        ".toml",
+        ".ini",
+        ".cfg",
+        ".conf",
+        ".tex",
+        ".sql",
+        ".py",
+        ".js",
+        ".ts",
+        ".jsx",
+        ".tsx",
+        ".java",
+        ".c",
+        ".h",
+        ".cc",
+        ".cpp",
+        ".hpp",
+        ".cs",
+        ".go",
+        ".rs",
+        ".rb",
+        ".php",
+        ".pl",
+        ".sh",
+        ".bash",
+        ".ps1",
+        ".r",
+        ".jl",
+        ".kt",
+        ".scala",
+        ".swift",
+        ".lua",
+        ".css",
+        ".scss",
+        ".vue",
+        ".proto",
+        ".graphql",
+        ".tf",
+        ".adoc",
+        ".org",
+    ]
+)
+MORE_TYPES = {
+    ".msg": "application/vnd.ms-outlook",
+    ".ipynb": "application/x-ipynb+json",
+    ".htm": "text/html",
+    ".xhtml": "text/html",
+}
+PAGED = frozenset({".pdf", ".pptx", ".ppt", ".odp"})
+KEPT_METADATA = ("title", "authors", "subject", "keywords", "language", "created_at", "modified_at")
+_TYPES = mimetypes.MimeTypes()  # without the files of the operating system, which differ
+_MARKDOWN = MarkdownIt("commonmark")
+
+
+class UnreadableTypeError(DocumentError):
+    """No text is read from files of this kind; such a file is skipped, not failed."""
+
+
+def parse(data: bytes, name: str, max_chars: int) -> ParsedText:
+    """`name` decides the format. Raises DocumentError with a reason that a user understands."""
+    if not data:
+        raise DocumentError("parse", "the file is empty")
+    suffix = PurePath(name).suffix.lower()
+    parsed = _as_decoded(data, suffix) if suffix in AS_DECODED else _extracted(data, name, suffix)
+    if not parsed.text.strip():
+        raise DocumentError("parse", "no text was found in it" + (" (a scan?)" if suffix == ".pdf" else ""))
+    if len(parsed.text) > max_chars:
+        raise DocumentError(
+            "parse", f"its text has {len(parsed.text):,} characters, over INGEST_MAX_TEXT_CHARS ({max_chars:,})"
+        )
+    return parsed
+
+
+def decode(data: bytes) -> str:
+    """Raises DocumentError for bytes that are no text."""
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return data.decode("utf-16", "replace")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        best = from_bytes(data).best()
+        if best is None:
+            raise DocumentError("parse", "it is not text in any known encoding") from None
+        text = str(best)
+    if "\0" in text[:10_000]:
+        raise DocumentError("parse", "it holds binary data, not text")
+    return text
+
+
+def markdown_headings(text: str) -> tuple[Heading, ...]:
+    """ATX and setext headings outside code, by CommonMark's rules."""
+    line_starts = [0, *(match.end() for match in re.finditer(r"\n|\r\n?", text))]
+    tokens = _MARKDOWN.parse(text)
+    found = []
+    for opened, inline in pairwise(tokens):
+        if opened.type == "heading_open" and opened.map:
+            title = "".join(child.content for child in inline.children or []).strip()
+            found.append(Heading(level=int(opened.tag[1]), start=line_starts[opened.map[0]], title=title))
+    return tuple(found)
+
+
+def _as_decoded(data: bytes, suffix: str) -> ParsedText:
+    text = decode(data)
+    headings = markdown_headings(text) if suffix in MARKDOWN else ()
+    return ParsedText(text=text, mime="text/markdown" if suffix in MARKDOWN else "text/plain", headings=headings)
+
+
+def _extracted(data: bytes, name: str, suffix: str) -> ParsedText:
+    mime = MORE_TYPES.get(suffix) or _TYPES.guess_type(name)[0]
+    if mime is None:  # a name that says nothing: text is still text
+        if b"\0" in data[:10_000]:
+            raise UnreadableTypeError("parse", f"no text is read from {suffix or 'such'} files")
+        return _as_decoded(data, suffix)
+    if mime.startswith(("image/", "audio/", "video/")):
+        raise UnreadableTypeError("parse", f"no text is read from {mime} files")
+    plain = _kreuzberg(data, mime, "plain", pages=suffix in PAGED)
+    text, pages = _join_pages(plain) if suffix in PAGED else (_unix(plain.content), ())
+    titles = markdown_headings(_unix(_kreuzberg(data, mime, "markdown", pages=False).content))
+    kept = {key: value for key, value in dict(plain.metadata).items() if key in KEPT_METADATA and value}
+    return ParsedText(text=text, mime=mime, pages=pages, headings=_align(titles, text), metadata=_plain_values(kept))
+
+
+def _kreuzberg(data: bytes, mime: str, output: str, pages: bool) -> kreuzberg.ExtractionResult:
+    try:
+        return kreuzberg.extract_bytes_sync(data, mime, config=_config(output, pages))
+    except kreuzberg.ValidationError as error:
+        raise UnreadableTypeError("parse", f"no text is read from {mime} files") from error
+    except Exception as error:  # its Rust core raises many kinds; the reason is what counts
+        reason = re.sub(r"\s+", " ", str(error)).removeprefix("ParsingError: ")[:300]
+        if re.search(r"password|encrypt", reason, re.IGNORECASE):
+            reason = "it is encrypted with a password"
+        raise DocumentError("parse", f"it cannot be read as {mime}: {reason}") from error
+
+
+@lru_cache
+def _config(output: str, pages: bool) -> ExtractionConfig:
+    return ExtractionConfig(
+        use_cache=False,  # by default the text of every document stays in the user's cache folder
+        enable_quality_processing=False,
+        output_format=output,
+        pages=PageConfig(extract_pages=True) if pages else None,
+    )
+
+
+def _join_pages(result: kreuzberg.ExtractionResult) -> tuple[str, tuple[PageSpan, ...]]:
+    parts, spans, at = [], [], 0
+    for page in result.pages or []:
+        content = _unix(page["content"]).strip("\n")
+        if not content.strip():
+            continue
+        spans.append(PageSpan(number=page["page_number"], start=at, end=at + len(content)))
+        parts.append(content)
+        at += len(content) + 2
+    if not parts:
+        return _unix(result.content), ()
+    return "\n\n".join(parts), tuple(spans)
+
+
+def _align(titles: tuple[Heading, ...], text: str) -> tuple[Heading, ...]:
+    """Finds each heading in the plain text, in order; white space may differ, a match must fill whole lines."""
+    found, at = [], 0
+    for title in titles:
+        words = title.title.split()
+        if not words or len(title.title) > 200:
+            continue
+        pattern = re.compile(r"^[ \t]*" + r"\s+".join(map(re.escape, words)) + r"[ \t]*$", re.MULTILINE)
+        match = pattern.search(text, at)
+        if match:
+            found.append(Heading(level=title.level, start=match.start(), title=" ".join(words)))
+            at = match.end()
+    return tuple(found)
+
+
+def _unix(text: str) -> str:
+    return text.replace("\r\n", "\n").replace("\r", "\n").replace("\0", "")
+
+
+def _plain_values(metadata: dict[str, Any]) -> dict[str, Any]:
+    return {
+        key: [str(one) for one in value] if isinstance(value, list) else str(value) for key, value in metadata.items()
+    }

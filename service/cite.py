@@ -1,0 +1,267 @@
+"""Answer text + passages -> sentences and verified citations. Pure functions, of any language.
+
+A sentence is supported by the span of a passage that holds its numbers and most of its content words; the best such span
+is its quote. A `[n]` that the model wrote is kept only when passage n supports the sentence at least loosely.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import Literal, NamedTuple
+
+from ingest.schemas import Hit
+from service.schemas import Citation, Sentence
+
+MATCH_SHARE = 0.6  # of a sentence's content words, for a citation that the model did not write
+MODEL_SHARE = 0.3  # for one that it wrote
+SPAN_SENTENCES = 2  # a quote is at most this many sentences of the passage
+
+_END = re.compile(r"[.!?]+[\"'”’)\]]*(?=\s|$)|[。！？；]+[”’」』）]*|\n{2,}|\n(?=[ \t]*(?:[-*•#|]|\d+[.)])[ \t])")
+_ABBREVIATION = re.compile(
+    r"(?:\b(?:e\.g|i\.e|etc|vs|cf|approx|no|nos|fig|dr|mr|mrs|ms|st|vol|art|sec)|\b[A-Z]|^\s*\d+)\.$", re.I
+)
+_MARKER = re.compile(r"\[(\d{1,3}(?:\s*[,，、]\s*\d{1,3})*)\]")
+_NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
+_WORD = re.compile(r"[^\W\d_]+", re.UNICODE)
+_CJK = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af]")
+_STOP = frozenset(
+    [
+        "a",
+        "an",
+        "the",
+        "this",
+        "that",
+        "these",
+        "those",
+        "it",
+        "its",
+        "he",
+        "she",
+        "they",
+        "them",
+        "we",
+        "you",
+        "i",
+        "his",
+        "her",
+        "their",
+        "our",
+        "your",
+        "is",
+        "are",
+        "was",
+        "were",
+        "be",
+        "been",
+        "being",
+        "am",
+        "do",
+        "does",
+        "did",
+        "has",
+        "have",
+        "had",
+        "having",
+        "can",
+        "could",
+        "may",
+        "might",
+        "must",
+        "shall",
+        "should",
+        "will",
+        "would",
+        "of",
+        "in",
+        "on",
+        "at",
+        "to",
+        "for",
+        "from",
+        "by",
+        "with",
+        "as",
+        "into",
+        "onto",
+        "about",
+        "than",
+        "then",
+        "so",
+        "if",
+        "and",
+        "or",
+        "but",
+        "not",
+        "no",
+        "nor",
+        "only",
+        "also",
+        "very",
+        "just",
+        "there",
+        "here",
+        "which",
+        "who",
+        "whom",
+        "whose",
+        "what",
+        "when",
+        "where",
+        "why",
+        "how",
+        "all",
+        "any",
+        "both",
+        "each",
+        "more",
+        "most",
+        "other",
+        "some",
+        "such",
+        "own",
+        "same",
+        "out",
+        "up",
+        "down",
+        "over",
+        "under",
+        "again",
+        "once",
+        "per",
+        "according",
+        "based",
+        "passage",
+        "text",
+        "document",
+        "answer",
+        "question",
+        "yes",
+    ]
+)
+
+
+class Cited(NamedTuple):
+    sentences: tuple[Sentence, ...]
+    citations: tuple[Citation, ...]
+
+
+class _Support(NamedTuple):
+    share: float
+    start: int  # of the span, in the passage
+    end: int
+
+
+def cite(answer: str, passages: Sequence[Hit]) -> Cited:
+    """`passages`: what the prompt held, in its order; passage n is passages[n - 1]."""
+    citations: dict[tuple[int, int, int], Citation] = {}
+    first_of_passage: set[int] = set()
+    sentences = []
+    extra = len(passages)
+    for start, end in split_sentences(answer):
+        text = answer[start:end]
+        cited = []
+        for n, support, by in _supports(text, passages):
+            key = (n, support.start, support.end)
+            if key not in citations:
+                number = n
+                if n in first_of_passage:
+                    extra += 1
+                    number = extra
+                first_of_passage.add(n)
+                citations[key] = _citation(number, passages[n - 1], support, by)
+            cited.append(citations[key].n)
+        sentences.append(Sentence(text=text, start=start, end=end, citations=tuple(cited)))
+    return Cited(tuple(sentences), tuple(citations.values()))
+
+
+def split_sentences(text: str) -> list[tuple[int, int]]:
+    """-> (start, end) of each sentence, without the white space around it. A marker after the full stop belongs to it."""
+    spans, start = [], 0
+    for match in _END.finditer(text):
+        if match.group().startswith(".") and _ABBREVIATION.search(text[start : match.end()]):
+            continue
+        end = match.end()
+        markers = re.match(r"(?:\s*\[\d{1,3}(?:\s*,\s*\d{1,3})*\])+", text[end:])
+        end += markers.end() if markers else 0
+        if end > start:
+            spans.append((start, end))
+            start = end
+    spans.append((start, len(text)))
+    trimmed = ((*_trim(text, start, end),) for start, end in spans)
+    return [(start, end) for start, end in trimmed if end > start]
+
+
+def _supports(sentence: str, passages: Sequence[Hit]) -> Iterator[tuple[int, _Support, Literal["model", "match"]]]:
+    named = {int(n) for marker in _MARKER.findall(sentence) for n in re.findall(r"\d+", marker)}
+    bare = _MARKER.sub("", sentence)
+    written = []
+    for n in sorted(named):
+        if 1 <= n <= len(passages):
+            support = best_span(bare, passages[n - 1].text)
+            if support and support.share >= MODEL_SHARE:
+                written.append((n, support))
+    if written:
+        yield from ((n, support, "model") for n, support in written)
+        return
+    found = [(n, best_span(bare, hit.text)) for n, hit in enumerate(passages, 1)]
+    supported = [(n, support) for n, support in found if support and support.share >= MATCH_SHARE]
+    if supported:
+        n, support = max(supported, key=lambda one: (round(one[1].share, 3), -one[0]))
+        yield n, support, "match"
+
+
+def best_span(sentence: str, passage: str) -> _Support | None:
+    """-> the shortest span of whole sentences with the largest share of the content words, all numbers held; or None."""
+    words, numbers = content(sentence)
+    if not words and not numbers:
+        return None
+    spans = split_sentences(passage)
+    best: _Support | None = None
+    for width in range(1, SPAN_SENTENCES + 1):
+        for first in range(len(spans) - width + 1):
+            start, end = spans[first][0], spans[first + width - 1][1]
+            held_words, held_numbers = content(passage[start:end])
+            if not numbers <= held_numbers:
+                continue
+            share = len(words & held_words) / len(words) if words else 1.0
+            if best is None or share > best.share + 1e-9:
+                best = _Support(share, start, end)
+    return best
+
+
+def content(text: str) -> tuple[frozenset[str], frozenset[str]]:
+    """-> content words (stemmed lightly; pairs of characters where there are no spaces) and numbers, without separators."""
+    numbers = frozenset(one.replace(",", "") for one in _NUMBER.findall(text))
+    words: set[str] = set()
+    for word in _WORD.findall(text.lower()):
+        if _CJK.search(word):
+            words.update(word[at : at + 2] for at in range(max(1, len(word) - 1)))
+        elif word not in _STOP:
+            words.add(_stem(word))
+    return frozenset(words), numbers
+
+
+def _stem(word: str) -> str:
+    for ending in ("ing", "ed", "es", "s"):
+        if word.endswith(ending) and len(word) - len(ending) >= 3:
+            return word[: -len(ending)].rstrip("e")
+    return word.rstrip("e") if len(word) > 3 else word
+
+
+def _citation(n: int, hit: Hit, support: _Support, by: Literal["model", "match"]) -> Citation:
+    return Citation(
+        n=n,
+        document_id=hit.document_id,
+        path=hit.path,
+        page=hit.page,
+        heading=hit.heading,
+        quote=hit.text[support.start : support.end],
+        start=hit.start + support.start,
+        end=hit.start + support.end,
+        score=round(support.share, 3),
+        by=by,
+    )
+
+
+def _trim(text: str, start: int, end: int) -> tuple[int, int]:
+    piece = text[start:end]
+    return start + len(piece) - len(piece.lstrip()), end - (len(piece) - len(piece.rstrip()))

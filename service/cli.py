@@ -1,0 +1,290 @@
+"""The `graft` command. Everything but `up` and `doctor` goes through the typed client, to the service that it finds:
+`GRAFT_URL`, else the owner of `GRAFT_HOME`, else one that it starts for the length of the command, without an engine.
+"""
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+from pydantic import BaseModel, ValidationError
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from ingest.errors import GraftError, SettingsError, UnavailableError
+from ingest.settings import IngestSettings
+from service.client import Client
+from service.owner import find_owner
+from service.schemas import Answer, IngestRequest, Job, QueryRequest, SearchRequest
+from service.settings import ServiceSettings
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Cited answers from your documents.",
+)
+out, err = Console(highlight=False, soft_wrap=True), Console(stderr=True, highlight=False, soft_wrap=True)
+
+Settings = TypeVar("Settings", bound=BaseModel)
+CollectionOption = Annotated[str, typer.Option("--collection", "-c", help="The collection to use.")]
+JsonOption = Annotated[
+    str | None, typer.Option("--json", metavar="FILE|-", help="Write the reply as JSON; - is standard output.")
+]
+
+
+def main() -> None:
+    """Errors of ours are one line and exit status 1; no stack trace reaches the user."""
+    try:
+        app()
+    except GraftError as error:
+        err.print(f"[bold red]graft:[/] {_escape(str(error))}")
+        sys.exit(1)
+    except ValidationError as error:
+        said = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
+        err.print(f"[bold red]graft:[/] {_escape(said)}")
+        sys.exit(2)
+    except OSError as error:
+        err.print(f"[bold red]graft:[/] {_escape(str(error))}")
+        sys.exit(1)
+
+
+@app.command()
+def up(
+    model: Annotated[
+        str | None, typer.Option(help="A folder or hub name for the engine; default SERVICE_MODEL.")
+    ] = None,
+    root: Annotated[
+        list[Path] | None, typer.Option(help="Another folder that may be ingested; may be repeated.")
+    ] = None,
+    ingest: Annotated[list[Path] | None, typer.Option(help="A folder to ingest before the service is ready.")] = None,
+    ask: Annotated[str | None, typer.Option(help="A question to ask once it is ready.")] = None,
+    engine: Annotated[bool, typer.Option(help="Start the local engine.")] = True,
+) -> None:
+    """Starts the engine and the service, and stays up until Ctrl-C."""
+    from service.up import run
+
+    settings = service_settings(root)
+    if model:
+        settings = settings.model_copy(update={"model": model})
+    asyncio.run(run(settings, ingest_settings(), [path.absolute() for path in ingest or []], ask, engine, err))
+
+
+@app.command()
+def ingest(
+    folder: Path,
+    collection: CollectionOption = "default",
+    allow_empty: Annotated[bool, typer.Option(help="Let an empty folder empty its part of the index.")] = False,
+    acl: Annotated[
+        list[str] | None, typer.Option(help="A group that may see these documents; may be repeated.")
+    ] = None,
+    to: JsonOption = None,
+) -> None:
+    """Brings a folder into a collection and keeps it in step: run it again after changes."""
+    fields: dict[str, Any] = {"path": str(folder.absolute()), "collection": collection, "allow_empty": allow_empty}
+    if acl is not None:
+        fields["acl"] = acl
+    with connected() as client:
+        job = follow(client, client.ingest(IngestRequest(**fields)))
+    if job.state != "succeeded" or job.report is None:
+        raise GraftError(f"the job ended {job.state}: {job.error or 'run it again to go on'}")
+    if to:
+        write_json(job.report, to)
+    else:
+        print_report(job)
+
+
+@app.command()
+def query(
+    question: str,
+    collection: CollectionOption = "default",
+    top_k: Annotated[int | None, typer.Option(min=1, max=100)] = None,
+    to: JsonOption = None,
+) -> None:
+    """Asks a question; the answer streams, its sources follow."""
+    fields: dict[str, Any] = {"question": question, "collection": collection}
+    if top_k:
+        fields["top_k"] = top_k
+    request = QueryRequest(**fields)
+    with connected(needs_engine=True) as client:
+        if to:
+            write_json(client.query(request), to)
+        else:
+            print_answer(ask_streaming(client, request))
+
+
+@app.command()
+def retrieve(
+    question: str,
+    collection: CollectionOption = "default",
+    top_k: Annotated[int | None, typer.Option(min=1, max=100)] = None,
+    by_document: Annotated[bool, typer.Option(help="One hit a document.")] = False,
+    to: JsonOption = None,
+) -> None:
+    """Shows the passages that a question finds, with their scores."""
+    fields: dict[str, Any] = {"question": question, "collection": collection}
+    if top_k:
+        fields["top_k"] = top_k
+    if by_document:
+        fields["group_by"] = "document"
+    with connected() as client:
+        found = client.retrieve(SearchRequest(**fields))
+    if to:
+        write_json(found, to)
+        return
+    table = Table("score", "dense", "BM25", "where", "text")
+    for hit in found.hits:
+        where = hit.path + (f", page {hit.page}" if hit.page else "")
+        scores = [
+            f"{score:.3f}" if score is not None else "-" for score in (hit.score, hit.dense_score, hit.sparse_score)
+        ]
+        table.add_row(*scores, _escape(where), _escape(" ".join(hit.text.split())[:160]))
+    out.print(table)
+
+
+@app.command()
+def collections(to: JsonOption = None) -> None:
+    """Lists the collections."""
+    with connected() as client:
+        found = client.collections()
+    if to:
+        write_json(found, to)
+        return
+    table = Table("name", "documents", "chunks", "embedder", "prompt", "adapter")
+    for one in found:
+        table.add_row(one.name, str(one.documents), str(one.chunks), one.embedder, one.prompt, one.adapter or "-")
+    out.print(table)
+
+
+@app.command()
+def doctor(to: JsonOption = None) -> None:
+    """Shows what is installed, which engine and models would be used, what is missing, and the remedy."""
+    from service.doctor import examine
+
+    findings = examine(service_settings(None), ingest_settings())
+    if to:
+        write_json(findings, to)
+    else:
+        for finding in findings:
+            sign = {"ok": "[green]ok[/]     ", "missing": "[red]missing[/]", "note": "[dim]note[/]   "}[finding.state]
+            out.print(f"{sign}  {finding.name}: {_escape(finding.found)}")
+            if finding.state == "missing":
+                out.print(f"         -> {_escape(finding.remedy)}")
+    if any(finding.state == "missing" for finding in findings):
+        raise typer.Exit(1)
+
+
+@contextmanager
+def connected(needs_engine: bool = False) -> Iterator[Client]:
+    """-> a client of the service that answers for this home; see the module's docstring."""
+    key = os.environ.get("GRAFT_API_KEY")
+    ingest = ingest_settings()
+    owner = find_owner(ingest.home)
+    if url := os.environ.get("GRAFT_URL") or (owner.url if owner else None):
+        with Client(url, key) as client:
+            yield client
+        return
+    settings = service_settings(None)
+    if needs_engine and not settings.llm_url:
+        raise UnavailableError("a query needs the engine: start it with `graft up`, or set SERVICE_LLM_URL")
+    from service.up import in_background
+
+    with in_background(settings, ingest) as url, Client(url, key) as client:
+        yield client
+
+
+def follow(client: Client, job: Job) -> Job:
+    """Shows a job's progress until it ends; Ctrl-C cancels it."""
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[chunks]} chunks"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=err, transient=True) as progress:
+        task = progress.add_task(f"ingesting {Path(job.path).name}", total=None, chunks=0)
+
+        def show(now: Job) -> None:
+            at = now.progress
+            progress.update(task, total=at.files_total, completed=at.files, chunks=at.chunks)
+
+        try:
+            return client.wait(job.job_id, show)
+        except KeyboardInterrupt:
+            client.cancel(job.job_id)
+            return client.wait(job.job_id, show)
+
+
+def ask_streaming(client: Client, request: QueryRequest) -> Answer:
+    def show(text: str) -> None:
+        out.print(_escape(text), end="")
+
+    answer = client.query(request, show)
+    out.print()
+    return answer
+
+
+def print_answer(answer: Answer) -> None:
+    """The sources of an answer that has been printed while it streamed."""
+    for citation in answer.citations:
+        where = citation.path + (f", page {citation.page}" if citation.page else "")
+        heading = f" ({citation.heading})" if citation.heading else ""
+        out.print(f"  \\[{citation.n}] {_escape(where + heading)}")
+        out.print(f"      [dim]{_escape(' '.join(citation.quote.split()))}[/]")
+    if not answer.citations:
+        out.print("  [dim]no passage supports this answer[/]")
+
+
+def print_report(job: Job) -> None:
+    assert job.report is not None
+    files = ", ".join(f"{count} {state}" for state, count in job.report.files.model_dump().items() if count)
+    chunks = ", ".join(f"{count} {state}" for state, count in job.report.chunks.model_dump().items() if count)
+    out.print(
+        f"files: {files or 'none'}; chunks: {chunks or 'none changed'}; {job.report.seconds.get('total', 0):.1f} s"
+    )
+    for failure in job.report.failures:
+        out.print(f"  [red]failed[/] {_escape(failure.path)}: {_escape(failure.reason)}")
+    for skip in job.report.skips:
+        out.print(f"  [dim]skipped {_escape(skip.path)}: {_escape(skip.reason)}[/]")
+    for note in job.report.notes:
+        out.print(f"  [yellow]note:[/] {_escape(note)}")
+
+
+def write_json(value: BaseModel | list[Any], target: str) -> None:
+    plain = [one.model_dump(mode="json") for one in value] if isinstance(value, list) else value.model_dump(mode="json")
+    text = json.dumps(plain, ensure_ascii=False, indent=1) + "\n"
+    if target == "-":
+        sys.stdout.write(text)
+    else:
+        Path(target).write_text(text)
+
+
+def service_settings(roots: list[Path] | None) -> ServiceSettings:
+    """With the working folder as the root when none is set. Raises SettingsError."""
+    settings = _settings(ServiceSettings)
+    chosen = settings.ingest_roots or (Path.cwd(),)
+    return settings.model_copy(update={"ingest_roots": (*chosen, *(path.absolute() for path in roots or ()))})
+
+
+def ingest_settings() -> IngestSettings:
+    return _settings(IngestSettings)
+
+
+def _settings(kind: type[Settings]) -> Settings:
+    try:
+        return kind()
+    except ValidationError as error:
+        said = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
+        raise SettingsError(f"a setting does not fit: {said}; docs/settings.md lists them") from error
+
+
+def _escape(text: str) -> str:
+    return text.replace("[", "\\[")

@@ -1,0 +1,175 @@
+"""The typed client of the HTTP surface. The command line, evaluation and training all go through it.
+
+Error replies become the errors that the service raised; a service that does not answer is an UnavailableError.
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+
+from ingest.errors import (
+    ConflictError,
+    ForbiddenError,
+    GraftError,
+    InvalidError,
+    NotFoundError,
+    UnavailableError,
+)
+from service.schemas import (
+    Answer,
+    Citation,
+    CollectionSettings,
+    CollectionView,
+    DocumentView,
+    FeedbackRequest,
+    IngestRequest,
+    Job,
+    QueryRequest,
+    Ready,
+    Retrieved,
+    SearchRequest,
+    Sentence,
+)
+
+ERRORS: dict[int, type[GraftError]] = {
+    401: ForbiddenError,
+    403: ForbiddenError,
+    404: NotFoundError,
+    409: ConflictError,
+    413: InvalidError,
+    422: InvalidError,
+    503: UnavailableError,
+}
+ENDED = frozenset({"succeeded", "failed", "cancelled"})
+
+
+class Client:
+    """`url`: of the service, as http://127.0.0.1:8000."""
+
+    def __init__(self, url: str, api_key: str | None = None, timeout: float = 300) -> None:
+        self.url = url
+        headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
+        self._http = httpx.Client(base_url=url, headers=headers, timeout=httpx.Timeout(timeout, connect=5))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        self._http.close()
+
+    def query(self, request: QueryRequest, on_token: Callable[[str], None] | None = None) -> Answer:
+        """With `on_token` the answer streams, and each piece of text is given to it as it comes."""
+        body = request.model_dump(mode="json", exclude_unset=True)
+        if on_token is None:
+            return Answer.model_validate(self._send("POST", "/query", body | {"stream": False}))
+        cited: dict[str, Any] = {}
+        for event, data in self._events("POST", "/query", body | {"stream": True}):
+            if event == "token":
+                on_token(data["text"])
+            elif event == "citations":
+                cited = {
+                    "sentences": [Sentence.model_validate(one) for one in data["sentences"]],
+                    "citations": [Citation.model_validate(one) for one in data["citations"]],
+                }
+            elif event == "error":
+                raise UnavailableError(data["detail"])
+            elif event == "done":
+                return Answer.model_validate(data | cited)
+        raise UnavailableError("the service broke off before the end of the answer")
+
+    def retrieve(self, request: SearchRequest) -> Retrieved:
+        return Retrieved.model_validate(self._send("POST", "/retrieve", request.model_dump(exclude_unset=True)))
+
+    def ingest(self, request: IngestRequest) -> Job:
+        return Job.model_validate(self._send("POST", "/ingest", request.model_dump(mode="json", exclude_unset=True)))
+
+    def job(self, job_id: str) -> Job:
+        return Job.model_validate(self._send("GET", f"/jobs/{job_id}"))
+
+    def cancel(self, job_id: str) -> Job:
+        return Job.model_validate(self._send("POST", f"/jobs/{job_id}/cancel"))
+
+    def wait(self, job_id: str, on_progress: Callable[[Job], None] = lambda _: None) -> Job:
+        """Follows a job to its end."""
+        while True:
+            job = self.job(job_id)
+            on_progress(job)
+            if job.state in ENDED:
+                return job
+            time.sleep(0.2)
+
+    def collections(self) -> list[CollectionView]:
+        return [CollectionView.model_validate(one) for one in self._send("GET", "/collections")]
+
+    def collection(self, name: str) -> CollectionView:
+        return CollectionView.model_validate(self._send("GET", f"/collections/{name}"))
+
+    def put_collection(self, name: str, settings: CollectionSettings) -> CollectionView:
+        body = settings.model_dump(mode="json", exclude_unset=True)
+        return CollectionView.model_validate(self._send("PUT", f"/collections/{name}", body))
+
+    def delete_collection(self, name: str) -> None:
+        self._send("DELETE", f"/collections/{name}")
+
+    def documents(self, collection: str = "default", limit: int = 1000, offset: int = 0) -> list[DocumentView]:
+        query = f"/documents?collection={collection}&limit={limit}&offset={offset}"
+        return [DocumentView.model_validate(one) for one in self._send("GET", query)]
+
+    def document_text(self, document_id: str) -> str:
+        return str(self._send("GET", f"/documents/{document_id}/text")["text"])
+
+    def feedback(self, request: FeedbackRequest, idempotency_key: str | None = None) -> str:
+        headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
+        body = request.model_dump(exclude_unset=True)
+        return str(self._send("POST", "/feedback", body, headers)["feedback_id"])
+
+    def interaction(self, interaction_id: str) -> dict[str, Any]:
+        found: dict[str, Any] = self._send("GET", f"/interactions/{interaction_id}")
+        return found
+
+    def ready(self) -> Ready:
+        """Whether it can answer; unlike the other calls it takes a 503 for an answer."""
+        try:
+            return Ready.model_validate(self._http.get("/health/ready").json())
+        except (httpx.HTTPError, ValueError) as error:
+            raise _unreachable(self.url, error) from error
+
+    def _send(self, method: str, path: str, body: object = None, headers: dict[str, str] | None = None) -> Any:
+        try:
+            reply = self._http.request(method, path, json=body, headers=headers)
+        except httpx.HTTPError as error:
+            raise _unreachable(self.url, error) from error
+        if not reply.is_success:
+            raise _error(reply)
+        return reply.json() if reply.content else None
+
+    def _events(self, method: str, path: str, body: object) -> Iterator[tuple[str, Any]]:
+        try:
+            with self._http.stream(method, path, json=body) as reply:
+                if not reply.is_success:
+                    reply.read()
+                    raise _error(reply)
+                event = "message"
+                for line in reply.iter_lines():
+                    if line.startswith("event:"):
+                        event = line[6:].strip()
+                    elif line.startswith("data:"):
+                        yield event, json.loads(line[5:])
+        except httpx.HTTPError as error:
+            raise _unreachable(self.url, error) from error
+
+
+def _error(reply: httpx.Response) -> GraftError:
+    try:
+        detail = str(reply.json()["detail"])
+    except (ValueError, KeyError, TypeError):
+        detail = f"the service answered {reply.status_code}"
+    return ERRORS.get(reply.status_code, GraftError)(detail)
+
+
+def _unreachable(url: str, error: Exception) -> UnavailableError:
+    return UnavailableError(f"no service answers at {url} ({error or type(error).__name__}); start one with `graft up`")

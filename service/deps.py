@@ -1,0 +1,251 @@
+"""The parts of the application, built once at its start and taken down at its end, and how routes reach them."""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+from anyio import to_thread
+from fastapi import Depends, HTTPException, Request
+from qdrant_client import QdrantClient
+
+from ingest import db
+from ingest.catalog import Catalog, Collection, now
+from ingest.errors import ConflictError, InvalidError, NotFoundError
+from ingest.index import Index
+from ingest.index_edge import EdgeIndex
+from ingest.index_server import ServerIndex
+from ingest.pipeline import IngestJob
+from ingest.schemas import Chunking, Progress, Report, Retrieval
+from ingest.settings import IngestSettings
+from service.answer import Answering
+from service.engine import LocalEngine
+from service.generate import Generator
+from service.jobs import ENDED, IngestPayload, Jobs
+from service.metrics import Metrics
+from service.principals import LOCAL, Keys, Principal
+from service.records import Records
+from service.retrieve import Retriever
+from service.schemas import CollectionSettings, Dependency, Ready
+from service.settings import ServiceSettings
+
+DEFAULT = "default"
+
+
+class Parts:
+    """Everything a route may need. `engine` is None for an engine elsewhere, or none at all."""
+
+    def __init__(
+        self,
+        settings: ServiceSettings,
+        ingest: IngestSettings,
+        engine: LocalEngine | None,
+        first_folders: Sequence[Path] = (),
+    ) -> None:
+        self.settings = settings
+        self.ingest = ingest
+        self.engine = engine
+        self.keys = Keys(settings.api_keys_file) if settings.api_keys_file else None
+        self.metrics = Metrics()
+        self.index = open_index(ingest)
+        try:
+            database = db.connect(ingest.sqlalchemy_url())
+            db.migrate(database)
+            self.catalog = Catalog(database)
+            self.records = Records(database)
+            self.retriever = Retriever(self.catalog, self.index, ingest, settings.reranker)
+            self.jobs = Jobs(self.records, self.metrics, jobs_url(ingest), self.run_ingest)
+            if engine is not None:
+                engine.on_restart = self._engine_restarted
+            url = engine.url if engine else settings.llm_url or ""
+            self.generator = Generator(url, settings.llm_api_key, settings.first_token_seconds)
+            self.ensure_collection(DEFAULT)
+            self.jobs.launch()
+            self.first_jobs = [self.jobs.enqueue(first_payload(folder), LOCAL.id).job_id for folder in first_folders]
+        except BaseException:
+            self.index.close()
+            raise
+
+    async def close(self) -> None:
+        await to_thread.run_sync(self.jobs.close)
+        await self.generator.close()
+        self.index.close()
+        self.catalog.engine.dispose()
+
+    def answering(self) -> Answering:
+        return Answering(
+            self.settings, self.retriever, self.generator, self.records, self.metrics, small_models(self.ingest.models)
+        )
+
+    def ensure_collection(self, name: str) -> Collection:
+        try:
+            return self.catalog.collection(name)
+        except NotFoundError:
+            return self.put_collection(name, CollectionSettings())
+
+    def put_collection(self, name: str, given: CollectionSettings) -> Collection:
+        """Raises InvalidError, ConflictError (another embedder or chunking meets documents), SettingsError."""
+        try:
+            held: Collection | None = self.catalog.collection(name)
+        except NotFoundError:
+            held = None
+        fields = given.model_fields_set
+        embedder_name = given.embedder or (held.embedder if held else self.ingest.embedder)
+        chunking = given.chunking or (held.chunking if held else Chunking())
+        embedder = self.retriever.embedder(embedder_name)
+        if chunking.tokens > embedder.max_tokens or chunking.overlap >= chunking.tokens:
+            raise InvalidError(
+                f"chunking: tokens must be at most {embedder.max_tokens}, the limit of {embedder_name!r}, and over overlap"
+            )
+        collection = Collection(
+            name=name,
+            embedder=embedder_name,
+            chunking=chunking,
+            fingerprint=fingerprint(embedder.fingerprint, chunking),
+            retrieval=given.retrieval or (held.retrieval if held else Retrieval()),
+            prompt=given.prompt or (held.prompt if held else "auto"),
+            adapter=given.adapter if "adapter" in fields or not held else held.adapter,
+            threshold=given.threshold if "threshold" in fields or not held else held.threshold,
+            created_at=held.created_at if held else now(),
+        )
+        self.catalog.put_collection(collection)
+        if held and held.fingerprint != collection.fingerprint:
+            self.index.drop(held.index)
+        return collection
+
+    def delete_collection(self, name: str) -> None:
+        """Raises NotFoundError, ConflictError (the default one, or a job is writing to it)."""
+        collection = self.catalog.collection(name)
+        if name == DEFAULT:
+            raise ConflictError(
+                f"collection {DEFAULT!r} always exists; ingest an empty folder with allow_empty to empty it"
+            )
+        if self.jobs.busy(name):
+            raise ConflictError(f"a job is writing to collection {name!r}; cancel it, or wait for its end")
+        self.catalog.delete_collection(name)
+        self.index.drop(collection.index)
+
+    def run_ingest(
+        self, payload: IngestPayload, cancelled: Callable[[], bool], progress: Callable[[Progress], None]
+    ) -> Report:
+        collection = self.ensure_collection(payload.collection)
+        embedder = self.retriever.embedder(collection.embedder)
+        job = IngestJob(
+            self.catalog,
+            self.index,
+            self.ingest,
+            collection,
+            Path(payload.target),
+            Path(payload.root),
+            runtime=embedder.runtime,
+            dimension=embedder.dimension,
+            allow_empty=payload.allow_empty,
+            acl=payload.acl,
+            metadata=payload.metadata,
+            cancelled=cancelled,
+            report_progress=progress,
+        )
+        return job.run()
+
+    def _engine_restarted(self) -> None:
+        self.metrics.engine_restarted()
+        self.generator.forget_model()
+
+    async def readiness(self) -> Ready:
+        """Every dependency with its state; ready when all answer and the first ingests have ended."""
+        checks = {
+            "database": await _checked(lambda: str(len(self.catalog.collections())) + " collections"),
+            "index": await _checked(
+                lambda: f"{self.index.count(self.catalog.collection(DEFAULT).index)} chunks in default"
+            ),
+            "jobs": await _checked(self._first_jobs),
+            "engine": await self._engine(),
+        }
+        return Ready(ready=all(check.state == "ok" for check in checks.values()), dependencies=checks)
+
+    def _first_jobs(self) -> Dependency:
+        for identity in self.first_jobs:
+            job = self.jobs.job(identity)
+            if job.state not in ENDED:
+                return Dependency(state="starting", detail=f"ingesting {job.path} ({job.progress.files} files done)")
+        return Dependency(state="ok")
+
+    async def _engine(self) -> Dependency:
+        if self.engine is not None and self.engine.state != "up":
+            state: Literal["starting", "down"] = "starting" if self.engine.state == "starting" else "down"
+            return Dependency(state=state, detail=self.engine.detail)
+        if not self.generator.url:
+            return Dependency(state="down", detail="none was started; run `graft up`, or set SERVICE_LLM_URL")
+        up = await self.generator.healthy()
+        self.metrics.engine_up(up)
+        return Dependency(state="ok" if up else "down", detail=self.generator.url)
+
+
+async def _checked(check: Callable[[], str | Dependency]) -> Dependency:
+    try:
+        found = await to_thread.run_sync(check)
+    except Exception as error:  # whatever the part raises is its state
+        return Dependency(state="down", detail=str(error))
+    return found if isinstance(found, Dependency) else Dependency(state="ok", detail=found)
+
+
+def first_payload(folder: Path) -> IngestPayload:
+    """What whoever started the service wants ingested; it needs no root, since nobody else names it."""
+    return IngestPayload(target=str(folder), root=str(folder.parent), collection=DEFAULT)
+
+
+def open_index(settings: IngestSettings) -> Index:
+    """Raises LockedError, UnavailableError."""
+    if settings.qdrant_url is None:
+        return EdgeIndex(settings.home / "index")
+    key = settings.qdrant_api_key
+    return ServerIndex(
+        QdrantClient(url=settings.qdrant_url, api_key=key.get_secret_value() if key else None, timeout=30)
+    )
+
+
+def jobs_url(settings: IngestSettings) -> str:
+    """Where the jobs' states are kept: beside the records, in a SQLite file of their own."""
+    if settings.database_url is None or settings.sqlalchemy_url().startswith("sqlite"):
+        return f"sqlite:///{settings.home / 'jobs.db'}"
+    return settings.sqlalchemy_url()
+
+
+def fingerprint(embedder: str, chunking: Chunking) -> str:
+    """Stands for all that decides what a collection's chunks and vectors are."""
+    return hashlib.sha256(f"{embedder}:{chunking.model_dump_json()}".encode()).hexdigest()
+
+
+def small_models(models: Path) -> dict[str, tuple[str, ...]]:
+    """-> by folder, the languages of the bundled chat models, which get the prompt for small models."""
+    found = {}
+    for card in models.glob("*/graft-model.json"):
+        content = json.loads(card.read_text())
+        if content.get("kind") == "chat":
+            found[str(card.parent)] = tuple(content.get("languages", ("en",)))
+    return found
+
+
+def get_parts(request: Request) -> Parts:
+    parts: Parts = request.app.state.parts
+    return parts
+
+
+def get_principal(request: Request, parts: Annotated[Parts, Depends(get_parts)]) -> Principal:
+    if parts.keys is None:
+        return LOCAL
+    principal = parts.keys.principal(request.headers.get("authorization"))
+    if principal is None:
+        raise HTTPException(401, "send a known key as `Authorization: Bearer KEY`", {"WWW-Authenticate": "Bearer"})
+    return principal
+
+
+def get_admin(principal: Annotated[Principal, Depends(get_principal)]) -> Principal:
+    principal.require_admin()
+    return principal
+
+
+WithParts = Annotated[Parts, Depends(get_parts)]
+WithPrincipal = Annotated[Principal, Depends(get_principal)]
+WithAdmin = Annotated[Principal, Depends(get_admin)]

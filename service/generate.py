@@ -1,0 +1,188 @@
+"""Streams an answer from the engine, over its OpenAI protocol. Knows nothing of retrieval, citations or records."""
+
+import json
+import re
+from collections.abc import AsyncGenerator, Sequence
+from typing import Any, NamedTuple
+
+import httpx
+from pydantic import SecretStr
+
+from ingest.errors import InvalidError, NotFoundError, UnavailableError
+from service.prompt import Message
+
+RETRY_AFTER = 10  # seconds a client should wait for an engine that is coming up
+
+
+class Sampling(NamedTuple):
+    max_tokens: int
+    temperature: float
+
+
+class Piece(NamedTuple):
+    """Some text of the answer; the last piece carries the finish reason and the token counts."""
+
+    text: str = ""
+    finish_reason: str | None = None
+    usage: dict[str, int] | None = None
+
+
+class Model(NamedTuple):
+    """What the engine serves: `base` under the name that requests use, `root` as it was loaded, and adapters beside it."""
+
+    base: str
+    root: str
+    max_model_len: int | None
+    adapters: frozenset[str]
+
+
+class Generator:
+    """A client of one engine address, `url` ending in /v1. `url` may be set later, once a local engine is up."""
+
+    def __init__(self, url: str, api_key: SecretStr | None, first_token_seconds: float) -> None:
+        headers = {"authorization": f"Bearer {api_key.get_secret_value()}"} if api_key else {}
+        timeout = httpx.Timeout(first_token_seconds, connect=5)
+        limits = httpx.Limits(max_connections=1000, max_keepalive_connections=100)
+        self.url = url.rstrip("/")
+        self._client = httpx.AsyncClient(headers=headers, timeout=timeout, limits=limits, trust_env=False)
+        self._model: Model | None = None
+
+    async def close(self) -> None:
+        await self._client.aclose()
+
+    async def model(self, fresh: bool = False) -> Model:
+        """Raises UnavailableError."""
+        if self._model is None or fresh:
+            cards = (await self._json("GET", f"{self.url}/models"))["data"]
+            base = next((card for card in cards if not card.get("parent")), None)
+            if base is None:
+                raise UnavailableError(f"the engine at {self.url!r} serves no model", RETRY_AFTER)
+            adapters = frozenset(card["id"] for card in cards if card.get("parent"))
+            root = base.get("root") or base["id"]
+            self._model = Model(base["id"], root, base.get("max_model_len"), adapters)
+        return self._model
+
+    def forget_model(self) -> None:
+        """The engine was started anew, perhaps with another model."""
+        self._model = None
+
+    async def healthy(self) -> bool:
+        try:
+            reply = await self._client.get(self.url.removesuffix("/v1") + "/health", timeout=3)
+            return reply.is_success
+        except httpx.HTTPError:
+            return False
+
+    async def count_tokens(self, messages: Sequence[Message]) -> int:
+        """-> tokens of the prompt as the engine's chat template lays it out."""
+        model = await self.model()
+        body = {"model": model.base, "messages": list(messages), "add_generation_prompt": True}
+        reply = await self._json("POST", self.url.removesuffix("/v1") + "/tokenize", body)
+        return int(reply["count"])
+
+    async def stream(
+        self, messages: Sequence[Message], adapter: str | None, sampling: Sampling
+    ) -> AsyncGenerator[Piece]:
+        """Closing the iterator ends the engine's work. Raises UnavailableError, NotFoundError (adapter), InvalidError."""
+        model = await self.model()
+        body: dict[str, Any] = {
+            "model": adapter or model.base,
+            "messages": list(messages),
+            "max_tokens": sampling.max_tokens,
+            "temperature": sampling.temperature,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+            "chat_template_kwargs": {"enable_thinking": False},  # templates that know no such switch ignore it
+        }
+        finish: str | None = None
+        usage: dict[str, int] | None = None
+        without_thinking = ThinkingFilter()
+        try:
+            async with self._client.stream("POST", f"{self.url}/chat/completions", json=body) as reply:
+                if not reply.is_success:
+                    await reply.aread()
+                    raise _refusal(reply, adapter)
+                async for line in reply.aiter_lines():
+                    if not line.startswith("data:"):
+                        continue
+                    data = line[5:].strip()
+                    if data == "[DONE]":
+                        break
+                    event = json.loads(data)
+                    if "error" in event:
+                        raise UnavailableError(f"the engine broke off: {event['error']}", RETRY_AFTER)
+                    if event.get("usage"):
+                        counted = event["usage"]
+                        usage = {key: counted[key] for key in ("prompt_tokens", "completion_tokens") if key in counted}
+                    for choice in event.get("choices", ()):
+                        finish = choice.get("finish_reason") or finish
+                        text = without_thinking(choice.get("delta", {}).get("content") or "")
+                        if text:
+                            yield Piece(text)
+        except (httpx.HTTPError, json.JSONDecodeError) as error:
+            raise self._down(error) from error
+        if finish is None:
+            raise UnavailableError("the engine broke off before the end of the answer", RETRY_AFTER)
+        yield Piece(without_thinking.rest(), finish, usage or {})
+
+    async def _json(self, method: str, url: str, body: object = None) -> Any:
+        try:
+            reply = await self._client.request(method, url, json=body)
+            if not reply.is_success:
+                raise _refusal(reply, None)
+            return reply.json()
+        except (httpx.HTTPError, json.JSONDecodeError) as error:
+            raise self._down(error) from error
+
+    def _down(self, error: Exception) -> UnavailableError:
+        said = str(error) or type(error).__name__
+        return UnavailableError(f"the engine at {self.url!r} does not answer ({said}); try again", RETRY_AFTER)
+
+
+class ThinkingFilter:
+    """Drops a reasoning model's `<think>...</think>` from a stream of pieces, also when its tags are cut apart."""
+
+    def __init__(self) -> None:
+        self._held = ""
+        self._state = "start"  # then "thinking" or "answer"
+
+    def __call__(self, piece: str) -> str:
+        if self._state == "answer":
+            return piece
+        self._held += piece
+        if self._state == "start":
+            seen = self._held.lstrip()
+            if seen.startswith("<think>"):
+                self._state = "thinking"
+            elif not "<think>".startswith(seen):
+                self._state, answer, self._held = "answer", self._held, ""
+                return answer
+        if self._state == "thinking" and "</think>" in self._held:
+            answer = self._held.partition("</think>")[2].lstrip()
+            if answer:
+                self._state, self._held = "answer", ""
+                return answer
+        return ""
+
+    def rest(self) -> str:
+        """What is still held at the end: an answer so short that it could have become a tag."""
+        return self._held if self._state == "start" else ""
+
+
+def strip_thinking(text: str) -> str:
+    """For an engine whose template opens the thinking itself, so that only its end is seen."""
+    return re.sub(r"\A.*</think>\s*", "", text, flags=re.DOTALL)
+
+
+def _refusal(reply: httpx.Response, adapter: str | None) -> Exception:
+    try:
+        body = reply.json()
+        said = body.get("error", body).get("message", reply.text) if isinstance(body, dict) else reply.text
+    except (ValueError, AttributeError):
+        said = reply.text
+    said = str(said)[:300]
+    if reply.status_code == 404 and adapter:
+        return NotFoundError(f"the engine knows no adapter {adapter!r}")
+    if reply.status_code in {400, 422}:
+        return InvalidError(f"the engine refused the prompt: {said}")
+    return UnavailableError(f"the engine answered {reply.status_code}: {said}", RETRY_AFTER)

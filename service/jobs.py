@@ -1,0 +1,219 @@
+"""Durable jobs: enqueued by name, run by this process, resumed after a kill, cancelled within a second.
+
+DBOS keeps which job is in which state; the `jobs` table keeps what was asked, how far it is, and its report. An ingest job is
+one step: the catalog is its checkpoint, so it is simply run again. Two jobs on one collection run one after the other.
+"""
+
+import logging
+import sqlite3
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from dbos import DBOS, DBOSConfig
+from pydantic import ValidationError
+from sqlalchemy import make_url
+
+from ingest.catalog import now
+from ingest.errors import GraftError, NotFoundError
+from ingest.pipeline import Cancelled
+from ingest.schemas import Frozen, Progress, Report
+from service.metrics import Metrics
+from service.records import JobRecord, Records
+from service.schemas import Job, JobState
+
+logger = logging.getLogger(__name__)
+QUEUE = "ingest"
+VERSION = "1"  # raised when a payload changes its meaning: a worker takes only jobs of its own version
+PROGRESS_SECONDS = 0.5
+RECOVERIES = 20  # a job that kills its process this often is given up
+STATES: dict[str, JobState] = {
+    "ENQUEUED": "queued",
+    "DELAYED": "queued",
+    "PENDING": "running",
+    "SUCCESS": "succeeded",
+    "ERROR": "failed",
+    "CANCELLED": "cancelled",
+    "MAX_RECOVERY_ATTEMPTS_EXCEEDED": "failed",
+}
+ENDED = frozenset({"succeeded", "failed", "cancelled"})
+
+
+class IngestPayload(Frozen):
+    """`target` lies at or below `root`; both absolute. `acl`, `metadata`: null leaves what documents have."""
+
+    target: str
+    root: str
+    collection: str
+    allow_empty: bool = False
+    acl: tuple[str, ...] | None = None
+    metadata: dict[str, Any] | None = None
+
+
+Ingest = Callable[[IngestPayload, Callable[[], bool], Callable[[Progress], None]], Report]
+
+
+class _Stopping(BaseException):
+    """The process ends: DBOS, which records every Exception as the job's end, must leave this job as running."""
+
+
+class Jobs:
+    """One an application and a process, since DBOS is. `ingest` does the work, in a thread of DBOS'."""
+
+    def __init__(self, records: Records, metrics: Metrics, url: str, ingest: Ingest) -> None:
+        self.records = records
+        self.metrics = metrics
+        self.url = url
+        self._ingest = ingest
+        self._cancelled: set[str] = set()
+        self._stopping = threading.Event()
+        self._running = 0
+        self._idle = threading.Condition()
+
+    def launch(self) -> None:
+        """Jobs that a killed process left running go on."""
+        _write_ahead(self.url)
+        logging.getLogger("dbos").setLevel(logging.ERROR)
+        config: DBOSConfig = {
+            "name": "graft",
+            "system_database_url": self.url,
+            "application_version": VERSION,
+            "executor_id": "owner",  # one process owns a home
+            "log_level": "ERROR",
+            "run_migrations": True,
+        }
+        DBOS(config=config)
+
+        @DBOS.workflow(name=QUEUE, max_recovery_attempts=RECOVERIES)
+        def ingest(identity: str) -> None:  # DBOS marks the function, and a bound method takes no marks
+            self._run(identity)
+
+        DBOS.launch()
+        DBOS.register_queue(QUEUE, partition_concurrency=1, worker_concurrency=2, polling_interval_sec=0.2)
+
+    def close(self, seconds: float = 10) -> None:
+        """Running jobs stop where they are, and stay running for the next process."""
+        self._stopping.set()
+        with self._idle:
+            self._idle.wait_for(lambda: self._running == 0, timeout=seconds)
+        DBOS.destroy(destroy_registry=True)
+
+    def enqueue(self, payload: IngestPayload, principal: str) -> Job:
+        identity = str(uuid.uuid4())
+        values = payload.model_dump(mode="json")
+        self.records.add_job(
+            JobRecord(id=identity, created_at=now(), principal=principal, kind="ingest", payload=values)
+        )
+        DBOS.enqueue_workflow_with_options(
+            {
+                "workflow_name": QUEUE,
+                "queue_name": QUEUE,
+                "workflow_id": identity,
+                "queue_partition_key": payload.collection,
+                "app_version": VERSION,
+            },
+            identity,
+        )
+        return self.job(identity)
+
+    def job(self, identity: str) -> Job:
+        """Raises NotFoundError."""
+        record = self.records.job(identity)
+        status = DBOS.get_workflow_status(identity)
+        state: JobState = STATES.get(status.status, "running") if status else "failed"
+        error = record.error
+        if state == "failed" and not error:
+            error = "it was given up after its process died too often" if status else "it was never enqueued; ask again"
+        if state == "running" and identity in self._cancelled:
+            state = "cancelled"
+        return Job(
+            job_id=identity,
+            kind=record.kind,
+            state=state,
+            collection=record.payload["collection"],
+            path=record.payload["target"],
+            created_at=record.created_at,
+            progress=record.progress,
+            report=record.report,
+            error=error,
+        )
+
+    def busy(self, collection: str) -> bool:
+        """Whether a job of this collection is queued or running."""
+        active = DBOS.list_workflows(
+            status=["PENDING", "ENQUEUED"], queue_name=QUEUE, load_input=False, load_output=False
+        )
+        return any(self.records.job(status.workflow_id).payload["collection"] == collection for status in active)
+
+    def cancel(self, identity: str) -> Job:
+        """A job that has ended stays as it ended. Raises NotFoundError."""
+        if self.job(identity).state not in ENDED:
+            self._cancelled.add(identity)
+            DBOS.cancel_workflow(identity)
+        return self.job(identity)
+
+    def _run(self, identity: str) -> None:
+        with self._idle:
+            self._running += 1
+        try:
+            self._work(identity)
+        finally:
+            with self._idle:
+                self._running -= 1
+                self._idle.notify_all()
+
+    def _work(self, identity: str) -> None:
+        try:
+            payload = IngestPayload.model_validate(self.records.job(identity).payload)
+        except (NotFoundError, ValidationError) as error:
+            self.records.set_job(identity, error=f"its request cannot be read: {error}")
+            raise
+        told = 0.0
+
+        def stop() -> bool:
+            return self._stopping.is_set() or identity in self._cancelled
+
+        def tell(progress: Progress) -> None:
+            nonlocal told
+            if time.monotonic() - told > PROGRESS_SECONDS:
+                told = time.monotonic()
+                self.records.set_job(identity, progress=progress.model_dump(mode="json"))
+
+        try:
+            report = self._ingest(payload, stop, tell)
+        except Cancelled:
+            if identity not in self._cancelled:
+                raise _Stopping from None
+            self.metrics.job_ended("ingest", "cancelled")
+            return
+        except GraftError as error:
+            self.records.set_job(identity, error=str(error))
+            self.metrics.job_ended("ingest", "failed")
+            raise
+        except Exception as error:
+            logger.exception("job failed", extra={"job": identity})
+            self.records.set_job(identity, error=f"{type(error).__name__}: {error}"[:500])
+            self.metrics.job_ended("ingest", "failed")
+            raise
+        counts = report.files
+        done = counts.done + counts.unchanged + counts.moved
+        total = done + counts.failed + counts.skipped
+        chunks = report.chunks.added + report.chunks.kept
+        progress = Progress(files_total=total, files=total, chunks=chunks)
+        self.records.set_job(
+            identity, report=report.model_dump(mode="json"), progress=progress.model_dump(mode="json"), error=None
+        )
+        self.metrics.job_ended("ingest", "succeeded")
+
+
+def _write_ahead(url: str) -> None:
+    """DBOS leaves SQLite in its rollback journal, in which readers block writers; the mode stays with the file."""
+    parsed = make_url(url)
+    if parsed.get_backend_name() == "sqlite" and parsed.database:
+        Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+        with sqlite3.connect(parsed.database) as connection:
+            connection.execute("PRAGMA journal_mode=WAL")
+        connection.close()

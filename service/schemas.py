@@ -1,0 +1,206 @@
+"""What travels over HTTP: requests, replies and events. The service answers with these and the client reads them."""
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
+
+from ingest.schemas import Chunking, Frozen, Hit, Progress, Report, Retrieval
+from service.records import Source, Turn
+
+FilterValue = str | int | bool
+FILTER_FIELDS = ("document_id", "path", "language")
+JobState = Literal["queued", "running", "succeeded", "failed", "cancelled"]
+
+
+def _encodable(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError("is not valid Unicode") from error
+    return text
+
+
+def _said(text: str) -> str:
+    if not text.strip():
+        raise ValueError("is empty")
+    return text
+
+
+Text = Annotated[str, AfterValidator(_encodable)]
+Question = Annotated[str, Field(max_length=8_000), AfterValidator(_encodable), AfterValidator(_said)]
+CollectionName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
+AdapterName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,127}$")]
+Groups = Annotated[list[Annotated[Text, Field(min_length=1, max_length=128)]], Field(max_length=100)]
+
+
+class Request(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class RetrieveRequest(Request):
+    question: Question
+    collection: CollectionName = "default"
+    filters: dict[str, FilterValue | list[FilterValue]] = {}
+    top_k: Annotated[int, Field(ge=1, le=100)] | None = None
+
+    @field_validator("filters")
+    @classmethod
+    def _known(cls, filters: dict[str, Any]) -> dict[str, Any]:
+        for field, value in filters.items():
+            if field not in FILTER_FIELDS and not (field.startswith("metadata.") and len(field) > 9):
+                known = ", ".join((*FILTER_FIELDS, "metadata.*"))
+                raise ValueError(f"has no field {field!r}; there are {known}")
+            if value == []:
+                raise ValueError(f"field {field!r} lists no value")
+        return filters
+
+
+class SearchRequest(RetrieveRequest):
+    """`POST /retrieve`. Grouped by document, a document scores as its best chunk."""
+
+    group_by: Literal["document"] | None = None
+
+
+class QueryRequest(RetrieveRequest):
+    """`POST /query`. `adapter`: leave it out for the collection's or the live one; null is the bare base."""
+
+    messages: Annotated[list[Turn], Field(max_length=50)] = []
+    max_tokens: Annotated[int, Field(ge=1, le=8192)] | None = None
+    adapter: AdapterName | None = None
+    source: Source = "user"
+    stream: bool = False
+
+
+class Citation(Frozen):
+    """The span of a document that best supports a sentence of the answer.
+
+    `start` and `end` are code points in the stored text (`GET /documents/{id}/text`); `score` is the share of the
+    sentence's content words found in the quote. `by`: "model" wrote `[n]`, or "match" attributed it afterwards. `n` is
+    the passage's number; further quotes of a passage get numbers of their own.
+    """
+
+    n: int
+    document_id: str
+    path: str
+    page: int | None
+    heading: str | None
+    quote: str
+    start: int
+    end: int
+    score: float
+    by: Literal["model", "match"]
+
+
+class Sentence(Frozen):
+    """A sentence of the answer: answer[start:end] == text. `citations`: the `n` of each that supports it."""
+
+    text: str
+    start: int
+    end: int
+    citations: tuple[int, ...] = ()
+
+
+class Answer(Frozen):
+    answer: str
+    sentences: tuple[Sentence, ...]
+    citations: tuple[Citation, ...]
+    collection: str
+    adapter: str | None
+    usage: dict[str, int]
+    timings_ms: dict[str, float]
+    finish_reason: str
+    interaction_id: str
+
+
+class Retrieved(Frozen):
+    hits: tuple[Hit, ...]
+    timings_ms: dict[str, float]
+
+
+class IngestRequest(Request):
+    """`acl` (groups) and `metadata` are set on the documents of this job; left out, documents keep what they have."""
+
+    path: Annotated[Text, Field(min_length=1, max_length=4096)]
+    collection: CollectionName = "default"
+    allow_empty: bool = False
+    acl: Groups | None = None
+    metadata: dict[str, Any] | None = None
+
+
+class Job(Frozen):
+    job_id: str
+    kind: Literal["ingest"]
+    state: JobState
+    collection: str
+    path: str
+    created_at: datetime
+    progress: Progress
+    report: Report | None = None
+    error: str | None = None
+
+
+class CollectionSettings(Request):
+    """What `PUT /collections/{name}` sets; what is left out stays, or gets its default."""
+
+    embedder: Annotated[str, Field(min_length=1, max_length=512)] | None = None
+    chunking: Chunking | None = None
+    retrieval: Retrieval | None = None
+    prompt: Literal["auto", "brief", "cited"] | None = None
+    adapter: AdapterName | None = None
+    threshold: float | None = None
+
+
+class CollectionView(Frozen):
+    name: str
+    embedder: str
+    chunking: Chunking
+    fingerprint: str
+    retrieval: Retrieval
+    prompt: str
+    adapter: str | None
+    threshold: float | None
+    created_at: datetime
+    documents: int
+    chunks: int
+
+
+class DocumentView(Frozen):
+    id: str
+    collection: str
+    path: str
+    state: str
+    stage: str | None
+    reason: str | None
+    size: int
+    mime: str | None
+    chunks: int
+    pages: int | None
+    languages: dict[str, int]
+    acl: tuple[str, ...]
+    metadata: dict[str, Any]
+    indexed_at: datetime | None
+
+
+class FeedbackRequest(Request):
+    interaction_id: Annotated[str, Field(max_length=64)]
+    rating: Literal["up", "down"] | None = None
+    comment: Annotated[Text, Field(max_length=10_000)] | None = None
+    correction: Annotated[Text, Field(max_length=32_000)] | None = None
+
+
+class Dependency(Frozen):
+    state: Literal["ok", "starting", "down"]
+    detail: str = ""
+
+
+class Ready(Frozen):
+    ready: bool
+    dependencies: dict[str, Dependency]
+
+
+class Problem(Frozen):
+    """Every error reply. `errors` names the fields of a 422."""
+
+    detail: str
+    errors: tuple[dict[str, str], ...] = ()

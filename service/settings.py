@@ -1,0 +1,45 @@
+"""Settings of the service, read from the environment once, at the entry point."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, SecretStr, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from ingest.settings import CHECKOUT
+
+
+class ServiceSettings(BaseSettings):
+    """`SERVICE_*`."""
+
+    model_config = SettingsConfigDict(env_prefix="SERVICE_", frozen=True, populate_by_name=True)
+
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=0, le=65535)  # 0: any free one
+    api_keys_file: Path | None = None  # JSON: [{"id", "sha256", "groups"}]
+    ingest_roots: Annotated[tuple[Path, ...], NoDecode] = ()  # separated by ":"; none: the working folder at the start
+
+    llm_url: str | None = None  # a vLLM that somebody else runs, as http://host:port/v1
+    llm_api_key: SecretStr | None = None
+    model: str = "smollm2-135m-instruct"  # for our own engine: a folder below GRAFT_MODELS, a path, or a hub name
+    engine_venv: Path = Field(CHECKOUT / ".venv-vllm", validation_alias="GRAFT_VLLM_VENV")
+    engine_dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    engine_kv_cache_gb: int = Field(2, ge=1)  # of memory, on a CPU
+    max_model_len: int = Field(4096, ge=512)  # tokens of prompt and answer together
+    max_lora_rank: int = Field(64, ge=1)
+    max_loras: int = Field(4, ge=1)
+    max_cpu_loras: int = Field(64, ge=1)
+    engine_start_seconds: float = Field(600, gt=0)
+
+    max_tokens: int = Field(256, ge=1)  # of an answer, when the query does not say
+    prompt_tokens: int = Field(2048, ge=256)  # passages are left out from the last one on to stay below
+    temperature: float = Field(0.0, ge=0)
+    first_token_seconds: float = Field(120, gt=0)
+    max_question_chars: int = Field(8_000, ge=1)
+    reranker: str = "ms-marco-minilm-l-12-v2"
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+
+    @field_validator("ingest_roots", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return tuple(part for part in value.split(":") if part) if isinstance(value, str) else value
