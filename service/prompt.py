@@ -77,15 +77,16 @@ def _excerpt(question: str, hit: Hit) -> str:
 
 def best_sentence(question: str, hit: Hit) -> str:
     """The sentence of a passage that shares most with the question; what its heading says counts for each of them."""
-    asked, numbers = content(question)
-    above, above_numbers = content(hit.heading or "")
+    asked, above = content(question), content(hit.heading or "")
     best, best_score = hit.text, -1.0
     for start, end in split_sentences(hit.text):
         sentence = re.sub(r"\s*\n\s*", " ", re.sub(r"(?m)^#+ .*$", "", hit.text[start:end])).strip()
-        words, held = content(sentence)
-        shared = len(asked & (words | above)) / max(1, len(asked)) + 0.5 * len(numbers & (held | above_numbers))
-        if words and (shared, -len(sentence)) > (best_score, -len(best)):
-            best, best_score = sentence, shared
+        held = content(sentence)
+        words = len(asked.words & (held.words | above.words)) / max(1, len(asked.words))
+        exact = len(asked.numbers & held.numbers) + len(asked.names & (held.names | above.names))
+        score = words + 0.5 * exact
+        if held.words and (score, -len(sentence)) > (best_score, -len(best)):
+            best, best_score = sentence, score
     return best
 
 

@@ -1,0 +1,5 @@
+from benchmarks.report import Options, Row
+
+
+def run(options: Options) -> list[Row]:
+    return []
