@@ -3,47 +3,26 @@ sentence-transformers (a GPU, or weights without an ONNX file), and any OpenAI-c
 """
 
 import hashlib
-import json
-import logging
 import time
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 from urllib.parse import urldefrag
 
 import httpx
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ConfigDict
 from tokenizers import Encoding, Tokenizer
 
 from ingest.errors import SettingsError, UnavailableError
-from ingest.schemas import Frozen
+from ingest.model_files import find_model, onnx_file, read_card, read_tokenizer
+from ingest.runtime import Runtime, choose_runtime, model_inputs, session
 from ingest.settings import IngestSettings
 
-logger = logging.getLogger(__name__)
 Vectors = NDArray[np.float32]  # (texts, dimension), rows of length 1
-Runtime = Literal["onnxruntime", "openvino"]
-RUNTIMES: tuple[Runtime, ...] = ("onnxruntime", "openvino")
-Run = Callable[[dict[str, NDArray[np.int64]]], NDArray[np.float32]]  # input ids, mask, types -> first output
 BATCH_TOKENS = 4096  # a batch is at most this many tokens, padding counted, ...
 BATCH_TEXTS = 16  # ... and this many texts: larger ones are slower on a CPU
-ONNX_FILES = ("model.onnx", "onnx/model.onnx", "openvino/openvino_model.xml", "openvino_model.xml")
-
-
-class ModelCard(Frozen):
-    """`graft-model.json` of a model folder: what its files do not say themselves."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    name: str
-    pooling: Literal["cls", "mean"] = "mean"
-    normalize: bool = True
-    query_prefix: str = ""
-    document_prefix: str = ""
-    languages: tuple[str, ...] = ("*",)
-    max_tokens: int = 512
 
 
 class Embedder(Protocol):
@@ -90,93 +69,12 @@ def load_embedder(name: str, settings: IngestSettings, runtime: str | None = Non
         return HttpEmbedder(name, settings)
     folder = find_model(name, settings)
     chosen = runtime or settings.embedder_runtime
-    file = next((folder / one for one in ONNX_FILES if (folder / one).is_file()), None)
+    file = onnx_file(folder)
     if chosen == "torch" or file is None:
         return TorchEmbedder(name, folder)
     if chosen == "auto":
         chosen = choose_runtime(file, settings)
     return OnnxEmbedder(name, folder, file, "openvino" if chosen == "openvino" else "onnxruntime", settings.threads)
-
-
-def find_model(name: str, settings: IngestSettings) -> Path:
-    """-> the local folder of a model; a hub name is fetched. Raises SettingsError."""
-    for folder in (settings.models / name, Path(name).expanduser()):
-        if folder.is_dir():
-            return folder
-    from huggingface_hub import snapshot_download
-
-    try:
-        patterns = ["*.json", "onnx/model.onnx", "model.onnx", "1_Pooling/*", "*.txt", "*.model"]
-        return Path(snapshot_download(name, allow_patterns=patterns))
-    except Exception as error:  # the hub client raises OSError, ValueError and its own kinds
-        raise SettingsError(
-            f"model {name!r} is neither a folder in {settings.models} nor a path, and the hub did not give it: {error}; "
-            "`make models` fetches the bundled ones"
-        ) from error
-
-
-def choose_runtime(file: Path, settings: IngestSettings) -> Runtime:
-    """The faster of the two runtimes on this processor, by a short probe that is kept in `GRAFT_HOME`."""
-    if file.suffix == ".xml":
-        return "openvino"
-    kept = settings.home / "embedder-probe.json"
-    key = hashlib.sha256(f"{file}:{file.stat().st_size}:{processor()}:{settings.threads}".encode()).hexdigest()[:16]
-    try:
-        probes = json.loads(kept.read_text())
-    except (OSError, ValueError):
-        probes = {}
-    if key not in probes:
-        rates = {runtime: _rate(file, runtime, settings.threads) for runtime in RUNTIMES}
-        probes[key] = {"model": str(file), "processor": processor(), "tokens_per_s": rates}
-        settings.home.mkdir(parents=True, exist_ok=True)
-        kept.write_text(json.dumps(probes, indent=1))
-    rates = probes[key]["tokens_per_s"]
-    return "openvino" if rates["openvino"] > rates["onnxruntime"] else "onnxruntime"
-
-
-def processor() -> str:
-    """-> the processor's name and its widest vector unit."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return "unknown"
-    fields = dict(line.split(":", 1) for line in lines if ":" in line)
-    by_name = {key.strip(): value.strip() for key, value in fields.items()}
-    flags = by_name.get("flags", "").split()
-    unit = next((flag for flag in ("amx_bf16", "avx512_bf16", "avx512f", "avx2") if flag in flags), "no avx2")
-    return f"{by_name.get('model name', 'unknown')} ({unit})"
-
-
-def session(file: Path, runtime: Runtime, threads: int) -> Run:
-    """Opens a model file in a runtime. Threads sleep while there is nothing to do, so an idle service costs nothing."""
-    if runtime == "onnxruntime":
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        options.log_severity_level = 3
-        opened = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-        names = {one.name for one in opened.get_inputs()}
-
-        def run(inputs: dict[str, NDArray[np.int64]]) -> NDArray[np.float32]:
-            return np.asarray(opened.run(None, {key: inputs[key] for key in names})[0], dtype=np.float32)
-
-        return run
-    import openvino
-
-    core = openvino.Core()
-    capabilities = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    precision = "bf16" if "BF16" in capabilities else "f32"
-    hints = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": precision}
-    compiled = core.compile_model(core.read_model(str(file)), "CPU", hints)
-    names = {one.any_name for one in compiled.inputs}
-
-    def run_openvino(inputs: dict[str, NDArray[np.int64]]) -> NDArray[np.float32]:
-        request = compiled.create_infer_request()  # one each: the service asks from several threads
-        return np.array(request.infer({key: inputs[key] for key in names})[0], dtype=np.float32)
-
-    return run_openvino
 
 
 class OnnxEmbedder:
@@ -323,58 +221,8 @@ class HttpEmbedder:
         raise AssertionError
 
 
-def read_tokenizer(folder: Path) -> Tokenizer:
-    """Neither pads nor truncates. Raises SettingsError."""
-    try:
-        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    except Exception as error:  # the Rust library raises plain Exception
-        raise SettingsError(f"model folder {str(folder)!r} has no usable tokenizer.json: {error}") from error
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
-    return tokenizer
-
-
 def _ids_by(tokenizer: Tokenizer) -> Callable[[str], list[int]]:
     return lambda text: list(tokenizer.encode(text, add_special_tokens=False).ids)
-
-
-def read_card(name: str, folder: Path) -> ModelCard:
-    """From `graft-model.json`, else from the folder's sentence-transformers files. Raises SettingsError."""
-    own = folder / "graft-model.json"
-    try:
-        if own.is_file():
-            return ModelCard.model_validate_json(own.read_text())
-        pooling: dict[str, Any] = {}
-        if (folder / "1_Pooling/config.json").is_file():
-            pooling = json.loads((folder / "1_Pooling/config.json").read_text())
-        limit = 512
-        if (folder / "sentence_bert_config.json").is_file():
-            limit = json.loads((folder / "sentence_bert_config.json").read_text()).get("max_seq_length") or limit
-        prompts: dict[str, str] = {}
-        if (folder / "config_sentence_transformers.json").is_file():
-            prompts = json.loads((folder / "config_sentence_transformers.json").read_text()).get("prompts") or {}
-    except ValueError as error:
-        raise SettingsError(f"model folder {str(folder)!r} has a broken configuration: {error}") from error
-    return ModelCard(
-        name=name,
-        pooling="cls" if pooling.get("pooling_mode_cls_token") else "mean",
-        query_prefix=prompts.get("query", ""),
-        document_prefix=prompts.get("document", prompts.get("passage", "")),
-        max_tokens=limit,
-    )
-
-
-def model_inputs(encodings: Sequence[Encoding]) -> dict[str, NDArray[np.int64]]:
-    """-> input_ids, attention_mask, token_type_ids, each (texts, longest), padded with 0."""
-    longest = max(len(encoding.ids) for encoding in encodings)
-    shape = (len(encodings), longest)
-    ids, mask, types = (np.zeros(shape, dtype=np.int64) for _ in range(3))
-    for row, encoding in enumerate(encodings):
-        width = len(encoding.ids)
-        ids[row, :width] = encoding.ids
-        mask[row, :width] = 1
-        types[row, :width] = encoding.type_ids
-    return {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
 
 
 def token_batches(lengths: Sequence[int]) -> list[list[int]]:
@@ -392,20 +240,3 @@ def token_batches(lengths: Sequence[int]) -> list[list[int]]:
 def unit(vectors: NDArray[np.float32]) -> Vectors:
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     return np.asarray(vectors / np.maximum(lengths, 1e-12), dtype=np.float32)
-
-
-def _rate(file: Path, runtime: Runtime, threads: int) -> float:
-    """-> tokens a second over batches of 8 texts of 128 tokens: the best of three, after one to warm up; 0: cannot."""
-    ids = np.random.default_rng(0).integers(1000, 20000, (8, 128))
-    inputs = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
-    times = []
-    try:
-        run = session(file, runtime, threads)
-        for _ in range(4):
-            start = time.perf_counter()
-            run(inputs)
-            times.append(time.perf_counter() - start)
-    except Exception as error:  # each runtime has errors of its own; one that cannot run a model is the slower one
-        logger.warning("%s cannot run %s: %s", runtime, file, error)
-        return 0.0
-    return round(ids.size / min(times[1:]), 1)

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from ingest.embed import ONNX_FILES, choose_runtime, find_model, processor
 from ingest.errors import GraftError
+from ingest.model_files import find_model, onnx_file
+from ingest.runtime import choose_runtime, processor
 from ingest.schemas import Frozen
 from ingest.settings import IngestSettings
 from service import machine
@@ -60,7 +61,7 @@ def _models(settings: ServiceSettings, ingest: IngestSettings) -> Iterator[Findi
         yield Finding(name=name, state="missing", found=found, remedy="make models")
     else:
         folder = find_model(ingest.embedder, ingest)
-        file = next((folder / one for one in ONNX_FILES if (folder / one).is_file()), None)
+        file = onnx_file(folder)
         runtime: str = "torch" if file is None else ingest.embedder_runtime
         if file is not None and runtime == "auto":
             runtime = f"{choose_runtime(file, ingest)}, by probe {_kept(ingest.home / 'embedder-probe.json')}"

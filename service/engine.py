@@ -19,8 +19,8 @@ from typing import Literal
 
 import httpx
 
-from ingest.embed import processor
 from ingest.errors import SettingsError, UnavailableError
+from ingest.runtime import processor
 from ingest.settings import CHECKOUT, IngestSettings
 from service.owner import ProcessMark, end_group, end_leftover_engine, mark, remember_engine
 from service.settings import ServiceSettings

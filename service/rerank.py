@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ingest.embed import ONNX_FILES, choose_runtime, find_model, model_inputs, read_card, read_tokenizer, session
 from ingest.errors import SettingsError
+from ingest.model_files import find_model, onnx_file, read_card, read_tokenizer
+from ingest.runtime import choose_runtime, model_inputs, session
 from ingest.schemas import Hit
 from ingest.settings import IngestSettings
 
@@ -15,7 +16,7 @@ class Reranker:
 
     def __init__(self, name: str, settings: IngestSettings) -> None:
         folder = find_model(name, settings)
-        file = next((folder / one for one in ONNX_FILES if (folder / one).is_file()), None)
+        file = onnx_file(folder)
         if file is None:
             raise SettingsError(f"reranker {name!r} has no ONNX file in {str(folder)!r}")
         self._tokenizer = read_tokenizer(folder)
