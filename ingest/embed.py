@@ -6,6 +6,7 @@ import hashlib
 import time
 from collections.abc import Callable, Sequence
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 from urllib.parse import urldefrag
@@ -17,7 +18,7 @@ from tokenizers import Encoding, Tokenizer
 
 from ingest.errors import SettingsError, UnavailableError
 from ingest.model_files import find_model, onnx_file, read_card, read_tokenizer
-from ingest.runtime import Runtime, choose_runtime, model_inputs, session
+from ingest.runtime import Runtime, choose_runtime, has_gpu, model_inputs, session
 from ingest.settings import IngestSettings
 
 Vectors = NDArray[np.float32]  # (texts, dimension), rows of length 1
@@ -70,7 +71,8 @@ def load_embedder(name: str, settings: IngestSettings, runtime: str | None = Non
     folder = find_model(name, settings)
     chosen = runtime or settings.embedder_runtime
     file = onnx_file(folder)
-    if chosen == "torch" or file is None:
+    on_gpu = chosen == "auto" and has_gpu() and find_spec("sentence_transformers") and any(folder.glob("*.safetensors"))
+    if chosen == "torch" or file is None or on_gpu:
         return TorchEmbedder(name, folder)
     if chosen == "auto":
         chosen = choose_runtime(file, settings)

@@ -75,7 +75,18 @@ AS_DECODED = MARKDOWN | frozenset(
         ".org",
     ]
 )
-MORE_TYPES = {
+MORE_TYPES = {  # what Python's own table lacks
+    ".docx": "application/vnd.openxmlformats-officedocument.wordprocessingml.document",
+    ".docm": "application/vnd.ms-word.document.macroEnabled.12",
+    ".pptx": "application/vnd.openxmlformats-officedocument.presentationml.presentation",
+    ".pptm": "application/vnd.ms-powerpoint.presentation.macroEnabled.12",
+    ".ppsx": "application/vnd.openxmlformats-officedocument.presentationml.slideshow",
+    ".xlsx": "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet",
+    ".xlsm": "application/vnd.ms-excel.sheet.macroEnabled.12",
+    ".odt": "application/vnd.oasis.opendocument.text",
+    ".ods": "application/vnd.oasis.opendocument.spreadsheet",
+    ".epub": "application/epub+zip",
+    ".rtf": "application/rtf",
     ".msg": "application/vnd.ms-outlook",
     ".ipynb": "application/x-ipynb+json",
     ".htm": "text/html",

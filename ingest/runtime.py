@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -37,6 +38,10 @@ def choose_runtime(file: Path, settings: IngestSettings) -> Runtime:
         kept.write_text(json.dumps(probes, indent=1))
     rates = probes[key]["tokens_per_s"]
     return "openvino" if rates["openvino"] > rates["onnxruntime"] else "onnxruntime"
+
+
+def has_gpu() -> bool:
+    return shutil.which("nvidia-smi") is not None and Path("/dev/nvidiactl").exists()
 
 
 def processor() -> str:

@@ -61,12 +61,13 @@ async def answer(query: QueryRequest, principal: Principal, parts: Answering) ->
         run.cited = cite(run.text, run.passages)
         yield run.cited
         run.timings["total"] = _ms(run.started)
+        await _record(run, parts)  # before the client learns the id
         yield run.answer()
     except GraftError:
         run.finish_reason = "error"
         raise
     finally:
-        with anyio.CancelScope(shield=True):
+        if not run.recorded:
             await _record(run, parts)
 
 
@@ -108,6 +109,7 @@ class _Run:
         self.cited = Cited((), ())
         self.usage: dict[str, int] = {}
         self.finish_reason = "cancelled"  # until the end is reached
+        self.recorded = False
 
     def answer(self) -> Answer:
         return Answer(
@@ -231,7 +233,9 @@ async def _record(run: _Run, parts: Answering) -> None:
     if not run.cited.sentences and run.text:
         run.cited = cite(run.text, run.passages)
     parts.metrics.answered(run.interaction())
-    await to_thread.run_sync(parts.records.add_interaction, run.interaction())
+    with anyio.CancelScope(shield=True):
+        await to_thread.run_sync(parts.records.add_interaction, run.interaction())
+        run.recorded = True
 
 
 def _ms(start: float) -> float:

@@ -48,6 +48,7 @@ class Parts:
         self.engine = engine
         self.keys = Keys(settings.api_keys_file) if settings.api_keys_file else None
         self.metrics = Metrics()
+        self.small_models = small_models(ingest.models)
         self.index = open_index(ingest)
         try:
             database = db.connect(ingest.sqlalchemy_url())
@@ -74,9 +75,7 @@ class Parts:
         self.catalog.engine.dispose()
 
     def answering(self) -> Answering:
-        return Answering(
-            self.settings, self.retriever, self.generator, self.records, self.metrics, small_models(self.ingest.models)
-        )
+        return Answering(self.settings, self.retriever, self.generator, self.records, self.metrics, self.small_models)
 
     def ensure_collection(self, name: str) -> Collection:
         try:

@@ -8,11 +8,11 @@ from typing import Literal
 
 from ingest.errors import GraftError
 from ingest.model_files import find_model, onnx_file
-from ingest.runtime import choose_runtime, processor
+from ingest.runtime import choose_runtime, has_gpu, processor
 from ingest.schemas import Frozen
 from ingest.settings import IngestSettings
 from service import machine
-from service.engine import choose_dtype, engine_python, has_gpu, model_argument
+from service.engine import choose_dtype, engine_python, model_argument
 from service.owner import find_owner
 from service.settings import ServiceSettings
 

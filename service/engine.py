@@ -7,7 +7,6 @@ import asyncio
 import json
 import logging
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -20,7 +19,7 @@ from typing import Literal
 import httpx
 
 from ingest.errors import SettingsError, UnavailableError
-from ingest.runtime import processor
+from ingest.runtime import has_gpu, processor
 from ingest.settings import CHECKOUT, IngestSettings
 from service.owner import ProcessMark, end_group, end_leftover_engine, mark, remember_engine
 from service.settings import ServiceSettings
@@ -222,10 +221,6 @@ def engine_python(settings: ServiceSettings) -> Path:
             "that runs elsewhere"
         )
     return python
-
-
-def has_gpu() -> bool:
-    return shutil.which("nvidia-smi") is not None and Path("/dev/nvidiactl").exists()
 
 
 def choose_dtype(settings: ServiceSettings, home: Path) -> DType:

@@ -1,9 +1,9 @@
 """What travels over HTTP: requests, replies and events. The service answers with these and the client reads them."""
 
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from ingest.schemas import Chunking, Frozen, Hit, Progress, Report, Retrieval
 from service.records import Source, Turn
@@ -183,10 +183,18 @@ class DocumentView(Frozen):
 
 
 class FeedbackRequest(Request):
+    """At least one of rating, comment and correction."""
+
     interaction_id: Annotated[str, Field(max_length=64)]
     rating: Literal["up", "down"] | None = None
     comment: Annotated[Text, Field(max_length=10_000)] | None = None
     correction: Annotated[Text, Field(max_length=32_000)] | None = None
+
+    @model_validator(mode="after")
+    def _something(self) -> Self:
+        if self.rating is None and self.comment is None and self.correction is None:
+            raise ValueError("say something: rating, comment or correction")
+        return self
 
 
 class Dependency(Frozen):
