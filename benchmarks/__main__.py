@@ -13,7 +13,14 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
-from benchmarks import embedder_quality, ingest_speed, ingest_vs_llamaindex, query_overhead, retrieve_scale
+from benchmarks import (
+    embedder_quality,
+    example_answers,
+    ingest_speed,
+    ingest_vs_llamaindex,
+    query_overhead,
+    retrieve_scale,
+)
 from benchmarks.report import Options, Row, machine, say, skipped, table
 
 BENCHMARKS: dict[str, Callable[[Options], list[Row]]] = {
@@ -22,6 +29,7 @@ BENCHMARKS: dict[str, Callable[[Options], list[Row]]] = {
     "retrieve_scale": retrieve_scale.run,
     "query_overhead": query_overhead.run,
     "embedder_quality": embedder_quality.run,
+    "example_answers": example_answers.run,
 }
 
 

@@ -196,10 +196,13 @@ class Catalog:
     ) -> list[Document]:
         """By path. `groups`: only what a member of these may see (None: all)."""
         query = select(documents).where(documents.c.collection == collection).order_by(documents.c.path)
+        if groups is None:
+            query = query.limit(limit).offset(offset)
         with self.engine.connect() as connection:
-            rows = connection.execute(query).mappings()
-            seen = (_document(row) for row in rows)
-            visible = [one for one in seen if groups is None or not one.acl or groups & set(one.acl)]
+            found = [_document(row) for row in connection.execute(query).mappings()]
+        if groups is None:
+            return found
+        visible = [one for one in found if not one.acl or groups & set(one.acl)]
         return visible[offset : None if limit is None else offset + limit]
 
     def document(self, document_id: str) -> Document:

@@ -92,6 +92,13 @@ MORE_TYPES = {  # what Python's own table lacks
     ".htm": "text/html",
     ".xhtml": "text/html",
 }
+BINARY = "application/octet-stream"
+MARKUP = frozenset({"text/html", "text/xml"})
+# Tried for text that is not UTF-8. Which of two fits cannot always be told; the earlier one here is the likelier.
+LEGACY_ENCODINGS = (
+    "cp1252", "gb18030", "cp932", "big5", "cp949", "euc_jis_2004", "cp1251", "koi8_r", "cp1250", "cp1253", "cp1254", "cp1255",
+    "cp1256", "utf_16", "utf_32",
+)  # fmt: skip
 PAGED = frozenset({".pdf", ".pptx", ".ppt", ".odp"})
 KEPT_METADATA = ("title", "authors", "subject", "keywords", "language", "created_at", "modified_at")
 _TYPES = mimetypes.MimeTypes()  # without the files of the operating system, which differ
@@ -124,10 +131,7 @@ def decode(data: bytes) -> str:
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError:
-        best = from_bytes(data).best()
-        if best is None:
-            raise DocumentError("parse", "it is not text in any known encoding") from None
-        text = str(best)
+        text = data.decode(_legacy_encoding(data), "replace")
     if "\0" in text[:10_000]:
         raise DocumentError("parse", "it holds binary data, not text")
     return text
@@ -145,6 +149,20 @@ def markdown_headings(text: str) -> tuple[Heading, ...]:
     return tuple(found)
 
 
+def _legacy_encoding(data: bytes) -> str:
+    matches = from_bytes(data, cp_isolation=list(LEGACY_ENCODINGS))
+    best = matches.best()
+    if best is None:
+        raise DocumentError("parse", "it is not text in any known encoding")
+    fitting = {
+        name
+        for match in matches
+        if (match.chaos, match.coherence) == (best.chaos, best.coherence)
+        for name in match.could_be_from_charset
+    }
+    return next((name for name in LEGACY_ENCODINGS if name in fitting), best.encoding)
+
+
 def _as_decoded(data: bytes, suffix: str) -> ParsedText:
     text = decode(data)
     headings = markdown_headings(text) if suffix in MARKDOWN else ()
@@ -153,17 +171,34 @@ def _as_decoded(data: bytes, suffix: str) -> ParsedText:
 
 def _extracted(data: bytes, name: str, suffix: str) -> ParsedText:
     mime = MORE_TYPES.get(suffix) or _TYPES.guess_type(name)[0]
-    if mime is None:  # a name that says nothing: text is still text
+    if mime is None or mime == BINARY:  # a name that says nothing: text is still text
         if b"\0" in data[:10_000]:
             raise UnreadableTypeError("parse", f"no text is read from {suffix or 'such'} files")
         return _as_decoded(data, suffix)
     if mime.startswith(("image/", "audio/", "video/")):
         raise UnreadableTypeError("parse", f"no text is read from {mime} files")
+    if mime in MARKUP:
+        data = _utf8(data)
     plain = _kreuzberg(data, mime, "plain", pages=suffix in PAGED)
     text, pages = _join_pages(plain) if suffix in PAGED else (_unix(plain.content), ())
     titles = markdown_headings(_unix(_kreuzberg(data, mime, "markdown", pages=False).content))
     kept = {key: value for key, value in dict(plain.metadata).items() if key in KEPT_METADATA and value}
     return ParsedText(text=text, mime=mime, pages=pages, headings=_align(titles, text), metadata=_plain_values(kept))
+
+
+def _utf8(data: bytes) -> bytes:
+    """Markup in UTF-8: Kreuzberg takes no other, whatever the document declares."""
+    try:
+        data.decode("utf-8")
+        return data
+    except UnicodeDecodeError:
+        declared = re.search(rb"""(?:charset|encoding)\s*=\s*["']?\s*([\w.:-]+)""", data[:2048], re.IGNORECASE)
+    try:
+        if declared:
+            return data.decode(declared[1].decode()).encode()
+    except (LookupError, UnicodeDecodeError):
+        pass
+    return decode(data).encode()
 
 
 def _kreuzberg(data: bytes, mime: str, output: str, pages: bool) -> kreuzberg.ExtractionResult:
@@ -172,7 +207,8 @@ def _kreuzberg(data: bytes, mime: str, output: str, pages: bool) -> kreuzberg.Ex
     except kreuzberg.ValidationError as error:
         raise UnreadableTypeError("parse", f"no text is read from {mime} files") from error
     except Exception as error:  # its Rust core raises many kinds; the reason is what counts
-        reason = re.sub(r"\s+", " ", str(error)).removeprefix("ParsingError: ")[:300]
+        said = re.sub(r"\s+", " ", str(error)).removeprefix("ParsingError: ")
+        reason = ": ".join(dict.fromkeys(said.split(": ")))[:300]  # it names a cause twice
         if re.search(r"password|encrypt", reason, re.IGNORECASE):
             reason = "it is encrypted with a password"
         raise DocumentError("parse", f"it cannot be read as {mime}: {reason}") from error

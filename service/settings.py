@@ -35,7 +35,6 @@ class ServiceSettings(BaseSettings):
     prompt_tokens: int = Field(2048, ge=256)  # passages are left out from the last one on to stay below
     temperature: float = Field(0.0, ge=0)
     first_token_seconds: float = Field(120, gt=0)
-    max_question_chars: int = Field(8_000, ge=1)
     reranker: str = "ms-marco-minilm-l-12-v2"
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 
