@@ -4,6 +4,7 @@ What a client receives and what is recorded come from one object, `_Run`, so the
 cancels the flow, which closes the engine's stream, and the interaction is recorded all the same.
 """
 
+import re
 import time
 import uuid
 from collections.abc import AsyncGenerator
@@ -26,6 +27,9 @@ from service.records import Interaction, Records
 from service.retrieve import Retriever
 from service.schemas import Answer, QueryRequest
 from service.settings import ServiceSettings
+
+
+CHECKED_TOKENS = 96  # of an answer that is held back until it is checked, when the query does not say
 
 
 class Token(NamedTuple):
@@ -78,13 +82,27 @@ async def _reply(run: "_Run", parts: Answering) -> AsyncGenerator[Token]:
         yield Token(run.text)
         return
     await _prepare(run, parts)
-    if run.unread:  # a model without the question's language can only be wrong: the best sentence is quoted
-        run.text, run.finish_reason = best_sentence(run.query.question, run.passages[0]), "quoted"
-        yield Token(run.text)
+    if run.checked:
+        await _generate_checked(run, parts)
+        for word in re.findall(r"\s*\S+", run.text):
+            yield Token(word)
         return
     async with aclosing(_generate(run, parts)) as tokens:
         async for token in tokens:
             yield token
+
+
+async def _generate_checked(run: "_Run", parts: Answering) -> None:
+    """For a model that is wrong more often than not: its words stand when the passages support each of its sentences;
+    else, and for a question in a language that it does not read, the best sentence of the passages is quoted.
+    """
+    if reads(run.languages, run.query.question):
+        async with aclosing(_generate(run, parts)) as tokens:
+            async for _ in tokens:
+                pass
+        if run.text and all(sentence.citations for sentence in cite(run.text, run.passages).sentences):
+            return
+    run.text, run.finish_reason = best_sentence(run.query.question, run.passages[0]), "quoted"
 
 
 class _Run:
@@ -101,7 +119,8 @@ class _Run:
         self.passages: list[Hit] = []
         self.prompt_version = ""
         self.messages: list[Message] = []
-        self.unread = False
+        self.checked = False  # the bare bundled model answers, which reads `languages`
+        self.languages: tuple[str, ...] = ()
         self.sampling = Sampling(0, 0.0)
         self.base_model: str | None = None
         self.adapter: str | None = None
@@ -167,16 +186,17 @@ async def _prepare(run: _Run, parts: Answering) -> None:
     model = await parts.generator.model()
     run.base_model = model.root
     run.adapter = await _adapter(query, run.collection, parts.generator)
-    languages = parts.small_models.get(model.root)
+    small = model.root in parts.small_models
+    run.languages = parts.small_models.get(model.root, ())
+    run.checked = small and run.adapter is None
     style = run.collection.prompt
     if style == "auto":
-        style = "brief" if languages else "cited"
+        style = "brief" if small else "cited"
     run.prompt_version = CURRENT[style]
-    max_tokens = query.max_tokens or settings.max_tokens
+    max_tokens = query.max_tokens or (CHECKED_TOKENS if run.checked else settings.max_tokens)
     run.passages = run.hits[: PASSAGES[run.prompt_version]]
     budget = min(settings.prompt_tokens, (model.max_model_len or 2**31) - max_tokens)
     await _fit(run, parts.generator, budget)
-    run.unread = languages is not None and run.adapter is None and not reads(languages, query.question)
     run.sampling = Sampling(max_tokens, settings.temperature)
     run.timings["generate"] += _ms(started)  # the engine was asked for its model and to count tokens
 

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping
+from typing import Any
 from urllib.parse import urlsplit
 
 from fastapi import FastAPI, Request
@@ -142,7 +143,9 @@ async def _graft_error(_: Request, error: Exception) -> Response:
 
 async def _validation_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    errors = tuple({"field": _field(one["loc"]), "message": str(one["msg"])} for one in error.errors())
+    errors = tuple(
+        {"field": _field(one), "message": str(one["msg"]).removeprefix("Value error, ")} for one in error.errors()
+    )
     detail = "; ".join(f"{one['field']}: {one['message']}" for one in errors)
     return _problem(422, detail, errors)
 
@@ -160,9 +163,9 @@ async def _unexpected_error(request: Request, error: Exception) -> Response:
     return _problem(500, "an error of the service's own; its log says more")
 
 
-def _field(location: tuple[int | str, ...]) -> str:
-    inner = [str(part) for part in location[1:]] or [str(part) for part in location]
-    return ".".join(inner)
+def _field(error: dict[str, Any]) -> str:
+    location = error["loc"][:1] if error["type"] == "json_invalid" else error["loc"]  # its second part is an offset
+    return ".".join(str(part) for part in location[1:] or location)
 
 
 def _problem(

@@ -1,5 +1,7 @@
 """What travels over HTTP: requests, replies and events. The service answers with these and the client reads them."""
 
+import json
+import re
 from datetime import datetime
 from typing import Annotated, Any, Literal, Self
 
@@ -8,8 +10,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validat
 from ingest.schemas import Chunking, Frozen, Hit, Progress, Report, Retrieval
 from service.records import Source, Turn
 
-FilterValue = str | int | bool
+FilterValue = str | Annotated[int, Field(ge=-(2**63), lt=2**63)] | bool
 FILTER_FIELDS = ("document_id", "path", "language")
+METADATA_FIELD = re.compile(r"metadata(\.[\w-]+)+")  # what the index takes for a path unquoted
 JobState = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 
 
@@ -25,6 +28,11 @@ def _said(text: str) -> str:
     if not text.strip():
         raise ValueError("is empty")
     return text
+
+
+def _storable(metadata: dict[str, Any]) -> dict[str, Any]:
+    _encodable(json.dumps(metadata, ensure_ascii=False, allow_nan=False))
+    return metadata
 
 
 Text = Annotated[str, AfterValidator(_encodable)]
@@ -47,8 +55,9 @@ class RetrieveRequest(Request):
     @field_validator("filters")
     @classmethod
     def _known(cls, filters: dict[str, Any]) -> dict[str, Any]:
+        _storable(filters)
         for field, value in filters.items():
-            if field not in FILTER_FIELDS and not (field.startswith("metadata.") and len(field) > 9):
+            if field not in FILTER_FIELDS and not METADATA_FIELD.fullmatch(field):
                 known = ", ".join((*FILTER_FIELDS, "metadata.*"))
                 raise ValueError(f"has no field {field!r}; there are {known}")
             if value == []:
@@ -125,7 +134,7 @@ class IngestRequest(Request):
     collection: CollectionName = "default"
     allow_empty: bool = False
     acl: Groups | None = None
-    metadata: dict[str, Any] | None = None
+    metadata: Annotated[dict[str, Any], AfterValidator(_storable)] | None = None
 
 
 class Job(Frozen):
@@ -148,7 +157,7 @@ class CollectionSettings(Request):
     retrieval: Retrieval | None = None
     prompt: Literal["auto", "brief", "cited"] | None = None
     adapter: AdapterName | None = None
-    threshold: float | None = None
+    threshold: Annotated[float, Field(allow_inf_nan=False)] | None = None
 
 
 class CollectionView(Frozen):
