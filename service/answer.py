@@ -28,7 +28,6 @@ from service.retrieve import Retriever
 from service.schemas import Answer, QueryRequest
 from service.settings import ServiceSettings
 
-
 CHECKED_TOKENS = 96  # of an answer that is held back until it is checked, when the query does not say
 
 
