@@ -158,6 +158,9 @@ class Content(NamedTuple):
     names: frozenset[str]
 
 
+NOTHING = Content(frozenset(), frozenset(), frozenset())
+
+
 class _Support(NamedTuple):
     share: float
     start: int  # of the span, in the passage
@@ -204,6 +207,22 @@ def split_sentences(text: str) -> list[tuple[int, int]]:
     return [(start, end) for start, end in trimmed if end > start]
 
 
+def statements(passage: Hit) -> list[tuple[int, int]]:
+    """-> (start, end) of the sentences that state something: no headings, no questions, no headings in front of them."""
+    titles = set((passage.heading or "").split(" > "))
+    found = []
+    for start, end in split_sentences(passage.text):
+        for line in passage.text[start:end].splitlines(keepends=True):
+            title = line.strip().lstrip("#").strip()
+            if not (line.startswith("#") or title in titles):
+                break
+            start += len(line)
+        start, end = _trim(passage.text, min(start, end), end)
+        if end > start and passage.text[end - 1] not in "?？":
+            found.append((start, end))
+    return found
+
+
 def _supports(sentence: str, passages: Sequence[Hit]) -> Iterator[tuple[int, _Support, Literal["model", "match"]]]:
     named = {int(n) for marker in _MARKER.findall(sentence) for n in re.findall(r"\d+", marker)}
     bare = _MARKER.sub("", sentence)
@@ -228,7 +247,7 @@ def best_span(sentence: str, passage: Hit) -> _Support | None:
     said = content(sentence)
     if not any(said) or not said.names <= content(f"{passage.heading} {passage.text}").names:
         return None
-    spans = split_sentences(passage.text)
+    spans = statements(passage)
     best: _Support | None = None
     for width in range(1, SPAN_SENTENCES + 1):
         for first in range(len(spans) - width + 1):

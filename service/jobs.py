@@ -104,7 +104,7 @@ class Jobs:
     def enqueue(self, payload: IngestPayload, principal: str) -> Job:
         identity = str(uuid.uuid4())
         values = payload.model_dump(mode="json")
-        self.records.add_job(
+        number = self.records.add_job(
             JobRecord(id=identity, created_at=now(), principal=principal, kind="ingest", payload=values)
         )
         DBOS.enqueue_workflow_with_options(
@@ -113,6 +113,7 @@ class Jobs:
                 "queue_name": QUEUE,
                 "workflow_id": identity,
                 "queue_partition_key": payload.collection,
+                "priority": number,  # DBOS knows the second alone on SQLite, within which the order would be by chance
                 "app_version": VERSION,
             },
             identity,

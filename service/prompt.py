@@ -12,7 +12,7 @@ from typing import Literal, TypedDict
 
 from ingest.language import reads
 from ingest.schemas import Hit
-from service.cite import content, split_sentences
+from service.cite import NOTHING, Content, content, statements
 from service.records import Turn
 
 
@@ -76,18 +76,29 @@ def _excerpt(question: str, hit: Hit) -> str:
 
 
 def best_sentence(question: str, hit: Hit) -> str:
-    """The sentence of a passage that shares most with the question; what its heading says counts for each of them."""
+    """The sentence of a passage that shares most with the question; what only its heading says counts half."""
     asked, above = content(question), content(hit.heading or "")
     best, best_score = hit.text, -1.0
-    for start, end in split_sentences(hit.text):
-        sentence = re.sub(r"\s*\n\s*", " ", re.sub(r"(?m)^#+ .*$", "", hit.text[start:end])).strip()
+    for start, end in statements(hit):
+        sentence = _unwrapped(hit.text[start:end])
         held = content(sentence)
-        words = len(asked.words & (held.words | above.words)) / max(1, len(asked.words))
-        exact = len(asked.numbers & held.numbers) + len(asked.names & (held.names | above.names))
-        score = words + 0.5 * exact
+        score = _shared(asked, held) + 0.5 * _shared(asked, above, without=held)
         if held.words and (score, -len(sentence)) > (best_score, -len(best)):
             best, best_score = sentence, score
     return best
+
+
+def _shared(asked: Content, held: Content, without: Content = NOTHING) -> float:
+    """The share of the question's words, and half a point for each of its numbers and names."""
+    words = len(asked.words & held.words - without.words) / max(1, len(asked.words))
+    exact = len(asked.numbers & held.numbers - without.numbers) + len(asked.names & held.names - without.names)
+    return words + 0.5 * exact
+
+
+def _unwrapped(text: str) -> str:
+    """On one line, without a list's mark; between Chinese characters a line break is no space."""
+    text = re.sub(r"\A(?:[-*•]|\d+[.)])\s+", "", text)
+    return re.sub(r"\s*\n\s*", " ", re.sub(r"(?<=[^\x00-\xff])\s*\n\s*(?=[^\x00-\xff])", "", text))
 
 
 def _cited(question: str, turns: Sequence[Turn], passages: Sequence[Hit]) -> list[Message]:

@@ -6,7 +6,20 @@ from datetime import datetime
 from typing import Any, Literal
 
 from pydantic import Field
-from sqlalchemy import JSON, Column, Engine, ForeignKey, Integer, String, Table, Text, UniqueConstraint, insert, select
+from sqlalchemy import (
+    JSON,
+    Column,
+    Engine,
+    ForeignKey,
+    Integer,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+    func,
+    insert,
+    select,
+)
 from sqlalchemy import update as sql_update
 from sqlalchemy.exc import IntegrityError
 
@@ -180,9 +193,11 @@ class Records:
         with self.engine.connect() as connection:
             return [dict(row) for row in connection.execute(query).mappings()]
 
-    def add_job(self, job: JobRecord) -> None:
+    def add_job(self, job: JobRecord) -> int:
+        """-> how many jobs there are with it."""
         with self.engine.begin() as connection:
             connection.execute(insert(jobs).values(**job.model_dump(mode="json") | {"created_at": job.created_at}))
+            return connection.execute(select(func.count()).select_from(jobs)).scalar_one()
 
     def job(self, identity: str) -> JobRecord:
         """Raises NotFoundError."""
