@@ -3,7 +3,6 @@
 """
 
 import asyncio
-import json
 import os
 import sys
 from collections.abc import Iterator
@@ -13,16 +12,15 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 from pydantic import BaseModel, ValidationError
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from ingest.errors import GraftError, SettingsError, UnavailableError
 from ingest.settings import IngestSettings
 from service.client import Client
 from service.owner import find_owner
-from service.schemas import Answer, IngestRequest, Job, QueryRequest, SearchRequest
+from service.schemas import IngestRequest, QueryRequest, SearchRequest
 from service.settings import ServiceSettings
+from service.show import ask_streaming, err, escape, follow, out, print_answer, print_report, write_json
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -30,7 +28,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Cited answers from your documents.",
 )
-out, err = Console(highlight=False, soft_wrap=True), Console(stderr=True, highlight=False, soft_wrap=True)
 
 Settings = TypeVar("Settings", bound=BaseModel)
 CollectionOption = Annotated[str, typer.Option("--collection", "-c", help="The collection to use.")]
@@ -44,14 +41,14 @@ def main() -> None:
     try:
         app()
     except GraftError as error:
-        err.print(f"[bold red]graft:[/] {_escape(str(error))}")
+        err.print(f"[bold red]graft:[/] {escape(str(error))}")
         sys.exit(1)
     except ValidationError as error:
         said = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
-        err.print(f"[bold red]graft:[/] {_escape(said)}")
+        err.print(f"[bold red]graft:[/] {escape(said)}")
         sys.exit(2)
     except OSError as error:
-        err.print(f"[bold red]graft:[/] {_escape(str(error))}")
+        err.print(f"[bold red]graft:[/] {escape(str(error))}")
         sys.exit(1)
 
 
@@ -144,7 +141,7 @@ def retrieve(
         scores = [
             f"{score:.3f}" if score is not None else "-" for score in (hit.score, hit.dense_score, hit.sparse_score)
         ]
-        table.add_row(*scores, _escape(where), _escape(" ".join(hit.text.split())[:160]))
+        table.add_row(*scores, escape(where), escape(" ".join(hit.text.split())[:160]))
     out.print(table)
 
 
@@ -173,9 +170,9 @@ def doctor(to: JsonOption = None) -> None:
     else:
         for finding in findings:
             sign = {"ok": "[green]ok[/]     ", "missing": "[red]missing[/]", "note": "[dim]note[/]   "}[finding.state]
-            out.print(f"{sign}  {finding.name}: {_escape(finding.found)}")
+            out.print(f"{sign}  {finding.name}: {escape(finding.found)}")
             if finding.state == "missing":
-                out.print(f"         -> {_escape(finding.remedy)}")
+                out.print(f"         -> {escape(finding.remedy)}")
     if any(finding.state == "missing" for finding in findings):
         raise typer.Exit(1)
 
@@ -199,74 +196,6 @@ def connected(needs_engine: bool = False) -> Iterator[Client]:
         yield client
 
 
-def follow(client: Client, job: Job) -> Job:
-    """Shows a job's progress until it ends; Ctrl-C cancels it."""
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[chunks]} chunks"),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=err, transient=True) as progress:
-        task = progress.add_task(f"ingesting {Path(job.path).name}", total=None, chunks=0)
-
-        def show(now: Job) -> None:
-            at = now.progress
-            progress.update(task, total=at.files_total, completed=at.files, chunks=at.chunks)
-
-        try:
-            return client.wait(job.job_id, show)
-        except KeyboardInterrupt:
-            client.cancel(job.job_id)
-            return client.wait(job.job_id, show)
-
-
-def ask_streaming(client: Client, request: QueryRequest) -> Answer:
-    def show(text: str) -> None:
-        out.print(_escape(text), end="")
-
-    answer = client.query(request, show)
-    out.print()
-    return answer
-
-
-def print_answer(answer: Answer) -> None:
-    """The sources of an answer that has been printed while it streamed."""
-    for citation in answer.citations:
-        where = citation.path + (f", page {citation.page}" if citation.page else "")
-        heading = f" ({citation.heading})" if citation.heading else ""
-        out.print(f"  \\[{citation.n}] {_escape(where + heading)}")
-        out.print(f"      [dim]{_escape(' '.join(citation.quote.split()))}[/]")
-    if not answer.citations:
-        out.print("  [dim]no passage supports this answer[/]")
-
-
-def print_report(job: Job) -> None:
-    assert job.report is not None
-    files = ", ".join(f"{count} {state}" for state, count in job.report.files.model_dump().items() if count)
-    chunks = ", ".join(f"{count} {state}" for state, count in job.report.chunks.model_dump().items() if count)
-    out.print(
-        f"files: {files or 'none'}; chunks: {chunks or 'none changed'}; {job.report.seconds.get('total', 0):.1f} s"
-    )
-    for failure in job.report.failures:
-        out.print(f"  [red]failed[/] {_escape(failure.path)}: {_escape(failure.reason)}")
-    for skip in job.report.skips:
-        out.print(f"  [dim]skipped {_escape(skip.path)}: {_escape(skip.reason)}[/]")
-    for note in job.report.notes:
-        out.print(f"  [yellow]note:[/] {_escape(note)}")
-
-
-def write_json(value: BaseModel | list[Any], target: str) -> None:
-    plain = [one.model_dump(mode="json") for one in value] if isinstance(value, list) else value.model_dump(mode="json")
-    text = json.dumps(plain, ensure_ascii=False, indent=1) + "\n"
-    if target == "-":
-        sys.stdout.write(text)
-    else:
-        Path(target).write_text(text)
-
-
 def service_settings(roots: list[Path] | None) -> ServiceSettings:
     """With the working folder as the root when none is set. Raises SettingsError."""
     settings = _settings(ServiceSettings)
@@ -284,7 +213,3 @@ def _settings(kind: type[Settings]) -> Settings:
     except ValidationError as error:
         said = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
         raise SettingsError(f"a setting does not fit: {said}; docs/settings.md lists them") from error
-
-
-def _escape(text: str) -> str:
-    return text.replace("[", "\\[")

@@ -22,6 +22,7 @@ from service.log import configure
 from service.owner import own
 from service.schemas import QueryRequest
 from service.settings import ServiceSettings
+from service.show import ask_streaming, print_answer
 
 SHUTDOWN_SECONDS = 5  # for answers in flight, once the service is told to end
 
@@ -113,8 +114,6 @@ async def _greet(url: str, question: str | None, console: Console) -> None:
             await asyncio.sleep(0.5)
         console.print("ready")
         if question:
-            from service.cli import ask_streaming, print_answer
-
             console.print(f"\n> {question}", markup=False)
             try:
                 answer = await asyncio.to_thread(ask_streaming, client, QueryRequest(question=question))
