@@ -2,6 +2,7 @@
 PYTHON ?= python3
 ASK ?= What is the impeller of the Heron H75 made of?
 DATA ?=
+SCRATCH ?=
 export PYTHON ASK
 
 .PHONY: run test check bench lock clean machine service dev engine models lint
@@ -10,10 +11,10 @@ export PYTHON ASK
 run: machine service engine models
 	@exec .venv/bin/graft up --ingest examples --ask "$$ASK"
 
-test: check engine models
+test: check
 	.venv/bin/pytest -m "engine or slow"
 
-check: machine dev lint
+check: machine dev engine models lint
 	.venv/bin/pytest -m "not engine and not slow"
 
 lint:
@@ -23,7 +24,7 @@ lint:
 	.venv/bin/lint-imports
 
 bench: machine service engine models
-	.venv/bin/python -m benchmarks $(if $(DATA),--data "$(DATA)")
+	.venv/bin/python -m benchmarks $(if $(DATA),--data "$(DATA)") $(if $(SCRATCH),--scratch "$(SCRATCH)")
 
 machine:
 	@$(PYTHON) -I service/machine.py
@@ -42,4 +43,4 @@ lock:
 
 # What the set-up made; the documents' index and records in .graft stay.
 clean:
-	rm -rf .venv .venv-vllm .models .venv.lock .venv-vllm.lock
+	rm -rf .venv .venv-vllm .venv-bench .models .venv.lock .venv-vllm.lock .venv-bench.lock

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+from benchmarks.report import settings
 from ingest import db
 from ingest.catalog import Catalog, Collection, now
 from ingest.embed import Embedder, load_embedder
@@ -48,8 +49,8 @@ def embed_alone(file: Path, embedder: Embedder) -> Alone:
 
 def indexed_texts(home: Path) -> list[str]:
     """-> the chunks of a finished job, document by document, in order."""
-    settings = IngestSettings(home=home)
-    catalog = Catalog(db.connect(settings.sqlalchemy_url()))
+    configured = settings(home)
+    catalog = Catalog(db.connect(configured.sqlalchemy_url()))
     index = EdgeIndex(home / "index")
     try:
         name = catalog.collection("bench").index
@@ -77,9 +78,9 @@ def open_collection(catalog: Catalog, embedder: str) -> Collection:
     return collection
 
 
-def open_catalog(settings: IngestSettings) -> Catalog:
-    settings.home.mkdir(parents=True, exist_ok=True)
-    engine = db.connect(settings.sqlalchemy_url())
+def open_catalog(configured: IngestSettings) -> Catalog:
+    configured.home.mkdir(parents=True, exist_ok=True)
+    engine = db.connect(configured.sqlalchemy_url())
     db.migrate(engine)
     return Catalog(engine)
 
@@ -93,12 +94,12 @@ def _run(*arguments: str) -> str:
 
 
 def _main(home: Path, folder: Path, embedder: str, runtime: str, dimension: int) -> None:
-    settings = IngestSettings(home=home)
-    catalog = open_catalog(settings)
+    configured = settings(home)
+    catalog = open_catalog(configured)
     index = EdgeIndex(home / "index")
     try:
         collection = open_collection(catalog, embedder)
-        job = IngestJob(catalog, index, settings, collection, folder, folder, runtime=runtime, dimension=dimension)
+        job = IngestJob(catalog, index, configured, collection, folder, folder, runtime=runtime, dimension=dimension)
         print(job.run().model_dump_json())
     finally:
         index.close()
@@ -107,7 +108,7 @@ def _main(home: Path, folder: Path, embedder: str, runtime: str, dimension: int)
 def _alone(file: Path, embedder: str, runtime: str) -> None:
     os.nice(19)
     chunks = json.loads(file.read_text())
-    model = load_embedder(embedder, IngestSettings(), runtime)
+    model = load_embedder(embedder, settings(), runtime)
     model.embed(chunks[:1])
     start = time.perf_counter()
     for at in range(0, len(chunks), WINDOW):

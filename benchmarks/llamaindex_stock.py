@@ -22,7 +22,7 @@ from tokenizers import Tokenizer
 embedding_seconds = 0.0
 
 
-class TimedEmbedding(HuggingFaceEmbedding):
+class TimedEmbedding(HuggingFaceEmbedding):  # type: ignore[misc]  # of an environment that is not here
     """The same, with a clock around its work."""
 
     def _get_text_embeddings(self, texts: list[str]) -> list[list[float]]:

@@ -12,7 +12,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import NamedTuple
 
-from deploy.environment import ROOT, SetupError, digest, ensure, install_locked, packages, pip, say
+from deploy.environment import ROOT, STAMP, SetupError, digest, ensure, install_locked, packages, pip, say
 from deploy.vllm.install import TORCH, TORCH_INDEX, answers
 
 HERE = Path(__file__).resolve().parent
@@ -30,13 +30,14 @@ class MiniLM(NamedTuple):
 
 
 def is_ready() -> bool:
-    """Whether `prepare` has nothing long to do."""
-    return (_exported() / "int8/model.onnx").exists()
+    """Whether `prepare` takes seconds, not minutes."""
+    return (_venv() / STAMP).exists()
 
 
 def prepare() -> MiniLM:
     """A few minutes and 1.5 GB on first use. Raises SetupError."""
-    venv, exported = _venv(), _exported()
+    venv = _venv()
+    exported = venv / f"minilm-{digest(LOCK, EXPORT)[:12]}"
     python = venv / "bin/python"
     with redirect_stdout(sys.stderr):  # the set-up says how far it is
         ensure(venv, {"bench": digest(LOCK)}, _install)
@@ -48,10 +49,6 @@ def prepare() -> MiniLM:
 
 def _venv() -> Path:
     return Path(os.environ.get("GRAFT_BENCH_VENV") or ROOT / ".venv-bench")
-
-
-def _exported() -> Path:
-    return _venv() / f"minilm-{digest(LOCK, EXPORT)[:12]}"
 
 
 def _install(python: Path) -> None:

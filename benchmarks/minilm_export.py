@@ -34,7 +34,7 @@ def main(weights: Path, target: Path) -> None:
         )
 
 
-class Encoder(torch.nn.Module):
+class Encoder(torch.nn.Module):  # type: ignore[misc]  # of an environment that is not here
     """The model with its inputs by place, as the exporter wants them."""
 
     def __init__(self, weights: Path) -> None:

@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import psutil
 
-from ingest.embed import processor
+from ingest.runtime import processor
 from ingest.settings import CHECKOUT, IngestSettings
 
 PACKAGES = (
@@ -36,14 +36,16 @@ class Options(NamedTuple):
     scratch: Path
     quick: bool
 
-    def settings(self, home: Path) -> IngestSettings:
-        """The product's own, for a home of the benchmark's."""
-        return IngestSettings(home=home)
-
     def folder(self, name: str) -> Path | None:
         """-> the data set's folder, None when it is not there."""
         found = self.data / name if self.data else None
         return found if found and found.is_dir() else None
+
+
+def settings(home: Path | None = None) -> IngestSettings:
+    """The product's own, from the environment, for a home of the benchmark's."""
+    given: dict[str, Any] = {"home": home} if home else {}
+    return IngestSettings(**given)
 
 
 class Row(NamedTuple):

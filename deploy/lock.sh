@@ -1,5 +1,5 @@
 #!/bin/sh
-# Makes the three locks again: `make lock` keeps the versions that still fit, `make lock UPGRADE=--upgrade` takes the newest.
+# Makes the locks again: `make lock` keeps the versions that still fit, `make lock UPGRADE=--upgrade` takes the newest.
 # The locks name no index, and hold for CPython 3.11 to 3.13 on x86-64 Linux (tool.uv in pyproject.toml).
 set -eu
 cd "$(dirname "$0")/.."
@@ -21,3 +21,4 @@ echo 'setuptools>=80.9' >"$tools/build.in"
 lock deploy/service.lock pyproject.toml "$tools/build.in"
 lock deploy/dev.lock --extra dev --constraint deploy/service.lock pyproject.toml "$tools/build.in"
 lock deploy/vllm/requirements-cpu.lock --override deploy/vllm/overrides.txt deploy/vllm/requirements-cpu.in
+lock benchmarks/requirements.lock --override deploy/vllm/overrides.txt benchmarks/requirements.in

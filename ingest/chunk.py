@@ -6,7 +6,7 @@ it is run without overlap and its pieces are laid along the text in order; overl
 
 import bisect
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 
 from llama_index.core.node_parser import SentenceSplitter
@@ -15,6 +15,7 @@ from ingest.errors import DocumentError
 from ingest.language import detect
 from ingest.schemas import Chunk, Chunking, Heading, PageSpan, ParsedText, chunk_id
 
+STRETCH = 100_000  # code points that the splitter gets at once
 TokenIds = Callable[[str], list[int]]
 
 
@@ -24,11 +25,16 @@ def split(
     """No chunk is over `chunking.tokens`, nor over `max_tokens`, the embedder's limit less its special tokens."""
     limit = min(chunking.tokens, max_tokens)
     splitter = SentenceSplitter(
-        chunk_size=limit, chunk_overlap=0, tokenizer=token_ids, paragraph_separator="\n\n", include_metadata=False
+        chunk_size=max(limit - chunking.overlap, limit // 2),
+        chunk_overlap=0,
+        tokenizer=lambda text: token_ids(text) or [0],  # it repeats pieces of no tokens, such as a lone accent
+        paragraph_separator="\n\n",
+        include_metadata=False,
     )
     spans = [
         span
-        for start, end in _sections(parsed)
+        for section in _sections(parsed)
+        for start, end in _stretches(parsed.text, *section)
         for span in _lay(parsed.text, start, end, splitter.split_text(parsed.text[start:end]))
     ]
     spans = [part for span in spans for part in _within(parsed.text, *span, limit, token_ids)]
@@ -57,13 +63,14 @@ def split(
 
 def _sections(parsed: ParsedText) -> list[tuple[int, int]]:
     """Cuts at every heading; a heading without a body of its own stays with what follows it."""
-    starts = sorted({0, *(heading.start for heading in parsed.headings), len(parsed.text)})
+    titled = {heading.start for heading in parsed.headings}
+    starts = sorted({0, *titled, len(parsed.text)})
     sections: list[tuple[int, int]] = []
     pending = None
     for start, end in pairwise(starts):
         begin = start if pending is None else pending
         body = parsed.text[start:end].strip()
-        if "\n" not in body and end < len(parsed.text):
+        if end < len(parsed.text) and (not body or (start in titled and "\n" not in body)):
             pending = begin
             continue
         sections.append((begin, end))
@@ -71,6 +78,16 @@ def _sections(parsed: ParsedText) -> list[tuple[int, int]]:
     if pending is not None:
         sections.append((pending, len(parsed.text)))
     return sections
+
+
+def _stretches(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
+    """A long section comes in parts: the splitter's memory grows with it, and NLTK gives up after 5 s on one text."""
+    while end - start > STRETCH:
+        ends = (text.rfind(mark, start + STRETCH // 2, start + STRETCH) + len(mark) for mark in ("\n\n", "\n", " "))
+        cut = next((at for at in ends if at > start + STRETCH // 2), start + STRETCH)
+        yield start, cut
+        start = cut
+    yield start, end
 
 
 def _lay(text: str, start: int, end: int, pieces: list[str]) -> list[tuple[int, int]]:

@@ -182,9 +182,14 @@ def _write(shard: edge.EdgeShard, operation: edge.UpdateOperation) -> None:
         raise UnavailableError(f"the index could not be written: {error}; is the disk full?") from error
 
 
+def _match(value: str | int | bool) -> edge.MatchValue:
+    plain: Any = np.bool_(value) if isinstance(value, bool) else value  # Edge takes Python's own bool for a number
+    return edge.MatchValue(plain)
+
+
 def _filter(where: Filter) -> edge.Filter | None:
     must: list[Any] = [
-        edge.Filter(should=[edge.FieldCondition(field, match=edge.MatchValue(value)) for value in values])
+        edge.Filter(should=[edge.FieldCondition(field, match=_match(value)) for value in values])
         for field, values in where.must.items()
     ]
     if where.groups is not None:

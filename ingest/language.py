@@ -12,6 +12,7 @@ SCRIPT_OF = {
     "th": {"THAI"},
 }  # fmt: skip
 LATIN = {"LATIN"}
+SAMPLE = 600  # characters that are looked at
 # the whole model also knows rare ones, which win on tables and names
 WIDESPREAD = (
     "en zh ja ko fr de es pt it nl sv da no fi pl cs sk hu ro bg el tr ru uk sr hr sl lt lv et ar fa he hi bn ta th vi id "
@@ -21,7 +22,7 @@ WIDESPREAD = (
 
 def detect(text: str) -> str:
     """-> ISO 639-1 code; "und" when there are no letters. Source: langid.py (Lui and Baldwin, 2012)."""
-    sample = text[:2000]
+    sample = text[:SAMPLE]
     scripts = _scripts(sample)
     if not scripts:
         return "und"
@@ -39,7 +40,7 @@ def reads(languages: tuple[str, ...], text: str) -> bool:
     """
     if "*" in languages:
         return True
-    scripts = _scripts(text[:2000])
+    scripts = _scripts(text[:SAMPLE])
     readable = set().union(*(SCRIPT_OF.get(language, LATIN) for language in languages))
     return 2 * sum(scripts[script] for script in readable) >= sum(scripts.values())
 

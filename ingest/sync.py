@@ -74,7 +74,7 @@ def _sort_in(entry: os.DirEntry[str], found: Walk, folders: list[str], prefix: i
     shown = _shown(entry.path, prefix)
     try:
         if entry.is_symlink():
-            inside = os.path.realpath(entry.path).startswith(str(target) + "/")
+            inside = (os.path.realpath(entry.path) + "/").startswith(str(target).rstrip("/") + "/")
             if inside:
                 found.skips.append(Skip(path=shown, reason="a symbolic link; its target is read where it lies"))
             else:
@@ -149,7 +149,7 @@ def read(place: str, root: str, max_bytes: int) -> bytes:
             megabytes = max_bytes // 2**20
             raise DocumentError("read", f"it has {status.st_size:,} bytes, over INGEST_MAX_FILE_MB ({megabytes} MiB)")
         try:
-            return file.read(max_bytes)
+            return file.read(status.st_size)  # read(max_bytes) would take that much memory for every file
         except OSError as error:
             raise DocumentError("read", _said(error)) from error
 

@@ -28,7 +28,7 @@ from ingest.schemas import Chunk, Chunking, ParsedText, SparseVector
 from ingest.settings import IngestSettings
 
 WINDOW = 192  # chunks embedded in one go, sorted by length: memory is bounded by it, however long a document is
-AHEAD = 8  # files that the parser may be ahead of the embedder
+AHEAD = 32  # files that the parser may be ahead of the embedder: enough for a window of small ones
 
 
 class Assignment(NamedTuple):
@@ -126,7 +126,7 @@ def _events(connection: Connection, pool: ProcessPool, assignment: Assignment) -
     ahead: deque[tuple[Work, ProcessFuture[tuple[Begin, list[Chunk]]]]] = deque()
     more = True
     while True:
-        while more and len(ahead) < AHEAD:
+        while more and len(ahead) <= AHEAD // 2:  # in batches: each costs the owner a transaction
             connection.send(Need(AHEAD - len(ahead)))
             works: list[Work] = connection.recv()
             more = bool(works)
@@ -145,7 +145,7 @@ def _events(connection: Connection, pool: ProcessPool, assignment: Assignment) -
         except FutureTimeoutError:
             reason = f"reading it took over INGEST_PARSE_SECONDS ({assignment.settings.parse_seconds:g} s)"
             yield "failed", Failed(work.document_id, "parse", reason, False)
-        except (ProcessExpired, MemoryError):
+        except ProcessExpired:
             limit_mb = assignment.settings.parse_memory_mb
             reason = f"the parser died on it: it crashed, or took over INGEST_PARSE_MEMORY_MB ({limit_mb} MiB)"
             yield "failed", Failed(work.document_id, "parse", reason, False)
@@ -191,6 +191,13 @@ def _chunks(window: list[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
 
 def parse_and_split(work: Work, assignment: Assignment) -> tuple[Begin, list[Chunk]]:
     """Raises DocumentError."""
+    try:
+        return _parse_and_split(work, assignment)
+    except MemoryError:  # what filled the memory is still held: the next file gets a fresh parser
+        os._exit(1)
+
+
+def _parse_and_split(work: Work, assignment: Assignment) -> tuple[Begin, list[Chunk]]:
     from ingest.chunk import split
     from ingest.parse import parse
     from ingest.sync import read

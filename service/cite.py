@@ -7,12 +7,13 @@ A `[n]` that the model wrote is kept only when passage n supports the sentence a
 
 import re
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
 from ingest.schemas import Hit
 from service.schemas import Citation, Sentence
 
-MATCH_SHARE = 0.6  # of a sentence's content words, for a citation that the model did not write
+MATCH_SHARE = 0.75  # of a sentence's content words, for a citation that the model did not write
 MODEL_SHARE = 0.3  # for one that it wrote
 SPAN_SENTENCES = 2  # a quote is at most this many sentences of the passage
 
@@ -25,6 +26,7 @@ _NAME = re.compile(
     r"(?<![^\W_])[A-Za-z]+(?:-?\d+[A-Za-z0-9]*)+(?![^\W_])|(?<![^\W_])[A-Za-z]+-(?:[A-Za-z0-9]+-)*\d+(?![^\W_])"
 )
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
+_DIGIT = re.compile(r"\d")
 _WORD = re.compile(r"[^\W\d_]+", re.UNICODE)
 _CJK = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af]")
 _STOP = frozenset(
@@ -158,7 +160,15 @@ class Content(NamedTuple):
     names: frozenset[str]
 
 
-NOTHING = Content(frozenset(), frozenset(), frozenset())
+_NOBODY: frozenset[str] = frozenset()
+NOTHING = Content(_NOBODY, _NOBODY, _NOBODY)
+
+
+class _Read(NamedTuple):
+    """A passage, read once for all sentences of the answer: its names, and (start, end, content) of its statements."""
+
+    names: frozenset[str]
+    statements: list[tuple[int, int, Content]]
 
 
 class _Support(NamedTuple):
@@ -173,10 +183,11 @@ def cite(answer: str, passages: Sequence[Hit]) -> Cited:
     first_of_passage: set[int] = set()
     sentences = []
     extra = len(passages)
+    read = [_read(passage.text, passage.heading) for passage in passages]
     for start, end in split_sentences(answer):
         text = answer[start:end]
         cited = []
-        for n, support, by in _supports(text, passages):
+        for n, support, by in _supports(text, read):
             key = (n, support.start, support.end)
             if key not in citations:
                 number = n
@@ -207,78 +218,86 @@ def split_sentences(text: str) -> list[tuple[int, int]]:
     return [(start, end) for start, end in trimmed if end > start]
 
 
-def statements(passage: Hit) -> list[tuple[int, int]]:
+def statements(text: str, heading: str | None) -> list[tuple[int, int]]:
     """-> (start, end) of the sentences that state something: no headings, no questions, no headings in front of them."""
-    titles = set((passage.heading or "").split(" > "))
+    titles = set((heading or "").split(" > "))
     found = []
-    for start, end in split_sentences(passage.text):
-        for line in passage.text[start:end].splitlines(keepends=True):
+    for start, end in split_sentences(text):
+        for line in text[start:end].splitlines(keepends=True):
             title = line.strip().lstrip("#").strip()
             if not (line.startswith("#") or title in titles):
                 break
             start += len(line)
-        start, end = _trim(passage.text, min(start, end), end)
-        if end > start and passage.text[end - 1] not in "?？":
+        start, end = _trim(text, min(start, end), end)
+        if end > start and text[end - 1] not in "?？":
             found.append((start, end))
     return found
 
 
-def _supports(sentence: str, passages: Sequence[Hit]) -> Iterator[tuple[int, _Support, Literal["model", "match"]]]:
+def _supports(sentence: str, passages: Sequence[_Read]) -> Iterator[tuple[int, _Support, Literal["model", "match"]]]:
     named = {int(n) for marker in _MARKER.findall(sentence) for n in re.findall(r"\d+", marker)}
-    bare = _MARKER.sub("", sentence)
+    said = content(_MARKER.sub("", sentence))
     written = []
     for n in sorted(named):
         if 1 <= n <= len(passages):
-            support = best_span(bare, passages[n - 1])
+            support = _best_span(said, passages[n - 1])
             if support and support.share >= MODEL_SHARE:
                 written.append((n, support))
     if written:
         yield from ((n, support, "model") for n, support in written)
         return
-    found = [(n, best_span(bare, hit)) for n, hit in enumerate(passages, 1)]
+    found = [(n, _best_span(said, passage)) for n, passage in enumerate(passages, 1)]
     supported = [(n, support) for n, support in found if support and support.share >= MATCH_SHARE]
     if supported:
         n, support = max(supported, key=lambda one: (round(one[1].share, 3), -one[0]))
         yield n, support, "match"
 
 
-def best_span(sentence: str, passage: Hit) -> _Support | None:
+def _best_span(said: Content, passage: _Read) -> _Support | None:
     """-> the shortest span of whole sentences with the largest share of the content words, all numbers held; or None."""
-    said = content(sentence)
-    if not any(said) or not said.names <= content(f"{passage.heading} {passage.text}").names:
+    if not any(said) or not said.names <= passage.names:
         return None
-    spans = statements(passage)
     best: _Support | None = None
     for width in range(1, SPAN_SENTENCES + 1):
-        for first in range(len(spans) - width + 1):
-            start, end = spans[first][0], spans[first + width - 1][1]
-            held = content(passage.text[start:end])
-            if not said.numbers <= held.numbers:
+        for first in range(len(passage.statements) - width + 1):
+            span = passage.statements[first : first + width]
+            if not said.numbers <= frozenset().union(*(held.numbers for _, _, held in span)):
                 continue
-            share = len(said.words & held.words) / len(said.words) if said.words else 1.0
+            words = frozenset().union(*(held.words for _, _, held in span))
+            share = len(said.words & words) / len(said.words) if said.words else 1.0
             if best is None or share > best.share + 1e-9:
-                best = _Support(share, start, end)
+                best = _Support(share, span[0][0], span[-1][1])
     return best
 
 
+@lru_cache(maxsize=2048)  # the same passages answer many questions
+def _read(text: str, heading: str | None) -> _Read:
+    stated = [(start, end, content(text[start:end])) for start, end in statements(text, heading)]
+    names = content(heading or "").names.union(*(held.names for _, _, held in stated))
+    return _Read(names, stated)
+
+
 def content(text: str) -> Content:
-    names = frozenset(name.replace("-", "").lower() for name in _NAME.findall(text))
-    rest = _NAME.sub(" ", text)
-    numbers = frozenset(number.replace(",", "") for number in _NUMBER.findall(rest))
-    words: set[str] = set()
-    for word in _WORD.findall(rest.lower()):
-        if _CJK.search(word):
-            words.update(word[at : at + 2] for at in range(max(1, len(word) - 1)))
-        elif word not in _STOP:
-            words.add(_stem(word))
-    return Content(frozenset(words), numbers, names)
+    names, numbers = _NOBODY, _NOBODY
+    if _DIGIT.search(text):
+        names = frozenset(name.replace("-", "").lower() for name in _NAME.findall(text))
+        text = _NAME.sub(" ", text)
+        numbers = frozenset(number.replace(",", "") for number in _NUMBER.findall(text))
+    words = frozenset(stem for word in _WORD.findall(text.lower()) for stem in _stems(word))
+    return Content(words, numbers, names)
 
 
-def _stem(word: str) -> str:
+@lru_cache(maxsize=65536)
+def _stems(word: str) -> tuple[str, ...]:
+    """-> what a run of letters counts as: nothing, a stem, or the pairs of its characters."""
+    if not word.isascii() and _CJK.search(word):
+        return tuple(word[at : at + 2] for at in range(max(1, len(word) - 1)))
+    if word in _STOP:
+        return ()
     for ending in ("ing", "ed", "es", "s"):
         if word.endswith(ending) and len(word) - len(ending) >= 3:
-            return word[: -len(ending)].rstrip("e")
-    return word.rstrip("e") if len(word) > 3 else word
+            return (word[: -len(ending)].rstrip("e"),)
+    return (word.rstrip("e") if len(word) > 3 else word,)
 
 
 def _citation(n: int, hit: Hit, support: _Support, by: Literal["model", "match"]) -> Citation:

@@ -79,7 +79,7 @@ def best_sentence(question: str, hit: Hit) -> str:
     """The sentence of a passage that shares most with the question; what only its heading says counts half."""
     asked, above = content(question), content(hit.heading or "")
     best, best_score = hit.text, -1.0
-    for start, end in statements(hit):
+    for start, end in statements(hit.text, hit.heading):
         sentence = _unwrapped(hit.text[start:end])
         held = content(sentence)
         score = _shared(asked, held) + 0.5 * _shared(asked, above, without=held)

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import signal
 import socket
 import threading
 import time
@@ -47,22 +48,17 @@ async def run(
         engine = None
         if with_engine and not settings.llm_url:
             engine = LocalEngine(settings, ingest, lambda said: console.print(f"  engine: {said}"))
+        stop = asyncio.Event()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
         parts = await asyncio.to_thread(Parts, settings, ingest, engine, folders)
-        server = _server(parts)
-        serving = asyncio.create_task(server.serve(sockets=[listening]))
+        server = _Server(parts)
+        serving = asyncio.create_task(server.serve_then_close(listening))
         try:
-            await _started(server, serving)
-            console.print(f"service: {url} (docs at {url}/docs, logs in {ingest.home / 'logs'})")
-            if engine is not None:
-                await _or_end(_engine_up(engine, console), serving)
-            if not serving.done():
-                await _or_end(_greet(url, question, console), serving)
-            await serving
+            await _until(stop, serving, _bring_up(server, url, engine, question, console))
         finally:
             server.should_exit = True
-            with suppress(KeyboardInterrupt):
-                await asyncio.gather(serving, return_exceptions=True)
-            await parts.close()
+            await asyncio.gather(serving, return_exceptions=True)
             if engine is not None:
                 await engine.stop()
             console.print("ended")
@@ -76,9 +72,8 @@ def in_background(settings: ServiceSettings, ingest: IngestSettings) -> Iterator
     url = _url(listening)
     with listening, own(ingest.home, url):
         configure(ingest.home, settings.log_level)
-        parts = Parts(settings, ingest, None)
-        server = _server(parts)
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, name="service")
+        server = _Server(Parts(settings, ingest, None))
+        thread = threading.Thread(target=lambda: asyncio.run(server.serve_then_close(listening)), name="service")
         thread.start()
         try:
             while not server.started:
@@ -89,7 +84,54 @@ def in_background(settings: ServiceSettings, ingest: IngestSettings) -> Iterator
         finally:
             server.should_exit = True
             thread.join()
-            asyncio.run(parts.close())
+
+
+class _Server(uvicorn.Server):
+    """Serves the parts, and closes them in its own event loop. Signals are for whoever runs it."""
+
+    def __init__(self, parts: Parts) -> None:
+        config = uvicorn.Config(
+            create_app(parts),
+            log_config=None,
+            access_log=False,
+            lifespan="off",
+            timeout_graceful_shutdown=SHUTDOWN_SECONDS,
+        )
+        super().__init__(config)
+        self._parts = parts
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    async def serve_then_close(self, listening: socket.socket) -> None:
+        try:
+            await self.serve(sockets=[listening])
+        finally:
+            await self._parts.close()
+
+
+async def _until(stop: asyncio.Event, serving: "asyncio.Task[None]", work: Coroutine[None, None, None]) -> None:
+    """Does the work and waits, until told to stop or the server ends by itself. Raises what the work raises."""
+    stopping, working = asyncio.create_task(stop.wait()), asyncio.create_task(work)
+    await asyncio.wait({stopping, serving, working}, return_when=asyncio.FIRST_COMPLETED)
+    if working.done() and working.exception() is None:
+        await asyncio.wait({stopping, serving}, return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    working.cancel()
+    with suppress(asyncio.CancelledError):
+        await working
+
+
+async def _bring_up(
+    server: uvicorn.Server, url: str, engine: LocalEngine | None, question: str | None, console: Console
+) -> None:
+    while not server.started:  # noqa: ASYNC110 - uvicorn has no event for it
+        await asyncio.sleep(0.02)
+    console.print(f"service: {url} (docs at {url}/docs)", markup=False)
+    if engine is not None:
+        await _engine_up(engine, console)
+    await _greet(url, question, console)
 
 
 async def _engine_up(engine: LocalEngine, console: Console) -> None:
@@ -123,38 +165,12 @@ async def _greet(url: str, question: str | None, console: Console) -> None:
     console.print('\nCtrl-C ends it. In another terminal: .venv/bin/graft query "..."', markup=False)
 
 
-async def _or_end(work: Coroutine[None, None, None], serving: "asyncio.Task[None]") -> None:
-    """Does the work unless the server ends first."""
-    task = asyncio.create_task(work)
-    await asyncio.wait({task, serving}, return_when=asyncio.FIRST_COMPLETED)
-    if not task.done():
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
-        return
-    await task
-
-
-async def _started(server: uvicorn.Server, serving: "asyncio.Task[None]") -> None:
-    while not server.started and not serving.done():  # noqa: ASYNC110 - uvicorn has no event for it
-        await asyncio.sleep(0.02)
-    if not server.started:
-        await serving
-
-
 def check_address(settings: ServiceSettings) -> None:
     """Raises SettingsError for an address beyond loopback without keys."""
     if settings.api_keys_file is None and settings.host not in LOOPBACK:
         raise SettingsError(
             f"SERVICE_HOST {settings.host!r} is reached from other machines, so it needs keys: set SERVICE_API_KEYS_FILE"
         )
-
-
-def _server(parts: Parts) -> uvicorn.Server:
-    config = uvicorn.Config(
-        create_app(parts), log_config=None, access_log=False, timeout_graceful_shutdown=SHUTDOWN_SECONDS, lifespan="off"
-    )
-    return uvicorn.Server(config)
 
 
 def _listen(settings: ServiceSettings) -> socket.socket:
