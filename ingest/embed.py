@@ -61,10 +61,12 @@ def load_counter(name: str, settings: IngestSettings) -> TokenCounter:
     return TokenCounter(_ids_by(tokenizer), read_card(name, folder).max_tokens - special)
 
 
-def load_embedder(name: str, settings: IngestSettings, runtime: str | None = None) -> Embedder:
+def load_embedder(
+    name: str, settings: IngestSettings, runtime: str | None = None, threads: int | None = None
+) -> Embedder:
     """`name`: a folder below `settings.models`, a local path, a hub name, or `http(s)://host/v1#model`.
 
-    Raises SettingsError, with the remedy, when it cannot be had.
+    `threads`: of a CPU runtime, when not the setting's. Raises SettingsError, with the remedy, when it cannot be had.
     """
     if name.startswith(("http://", "https://")):
         return HttpEmbedder(name, settings)
@@ -76,7 +78,9 @@ def load_embedder(name: str, settings: IngestSettings, runtime: str | None = Non
         return TorchEmbedder(name, folder)
     if chosen == "auto":
         chosen = choose_runtime(file, settings)
-    return OnnxEmbedder(name, folder, file, "openvino" if chosen == "openvino" else "onnxruntime", settings.threads)
+    return OnnxEmbedder(
+        name, folder, file, "openvino" if chosen == "openvino" else "onnxruntime", threads or settings.threads
+    )
 
 
 class OnnxEmbedder:

@@ -97,10 +97,10 @@ def main(descriptor: int) -> None:
     die_with_parent()
     os.nice(19)
     with Connection(descriptor) as connection:
-        assignment: Assignment = connection.recv()
         try:
+            assignment: Assignment = connection.recv()
             _run(connection, assignment)
-        except (BrokenPipeError, EOFError):
+        except (ConnectionError, EOFError):
             return  # the owner is gone; the next job finishes the folder
         except GraftError as error:
             connection.send(Broken(str(error)))

@@ -205,8 +205,8 @@ async def _fit(run: _Run, generator: Generator, budget: int) -> None:
     while True:
         query = run.query
         run.messages = build(run.prompt_version, query.question, query.messages, run.passages)
-        size = sum(len(message["content"].encode()) + 16 for message in run.messages)
-        if size <= budget or await generator.count_tokens(run.messages) <= budget:  # a token is at least a byte
+        size = sum(_at_most(message["content"]) + 16 for message in run.messages)
+        if size <= budget or await generator.count_tokens(run.messages) <= budget:
             return
         if len(run.passages) <= 1:
             raise InvalidError(
@@ -214,6 +214,15 @@ async def _fit(run: _Run, generator: Generator, budget: int) -> None:
                 "or raise SERVICE_PROMPT_TOKENS and SERVICE_MAX_MODEL_LEN"
             )
         run.passages = run.passages[:-1]
+
+
+def _at_most(text: str) -> int:
+    """More tokens than `text` has in any usual vocabulary: one for two bytes of ASCII, one for each byte of the rest.
+
+    Where it is wrong all the same, the engine's own limit, which is wider than the budget, still holds.
+    """
+    ascii_bytes = len(text.encode("ascii", "ignore"))
+    return ascii_bytes // 2 + len(text.encode()) - ascii_bytes
 
 
 async def _adapter(query: QueryRequest, collection: Collection, generator: Generator) -> str | None:

@@ -226,12 +226,12 @@ def small_models(models: Path) -> dict[str, tuple[str, ...]]:
     return found
 
 
-def get_parts(request: Request) -> Parts:
+async def get_parts(request: Request) -> Parts:
     parts: Parts = request.app.state.parts
     return parts
 
 
-def get_principal(request: Request, parts: Annotated[Parts, Depends(get_parts)]) -> Principal:
+async def get_principal(request: Request, parts: Annotated[Parts, Depends(get_parts)]) -> Principal:
     if parts.keys is None:
         return LOCAL
     principal = parts.keys.principal(request.headers.get("authorization"))
@@ -240,7 +240,7 @@ def get_principal(request: Request, parts: Annotated[Parts, Depends(get_parts)])
     return principal
 
 
-def get_admin(principal: Annotated[Principal, Depends(get_principal)]) -> Principal:
+async def get_admin(principal: Annotated[Principal, Depends(get_principal)]) -> Principal:
     principal.require_admin()
     return principal
 

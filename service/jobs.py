@@ -92,7 +92,7 @@ class Jobs:
             self._run(identity)
 
         DBOS.launch()
-        DBOS.register_queue(QUEUE, partition_concurrency=1, worker_concurrency=2, polling_interval_sec=0.2)
+        DBOS.register_queue(QUEUE, partition_concurrency=1, worker_concurrency=2, polling_interval_sec=0.5)
 
     def close(self, seconds: float = 10) -> None:
         """Running jobs stop where they are, and stay running for the next process."""

@@ -40,7 +40,7 @@ class Retriever:
         if name not in self._embedders:
             with self._loading:
                 if name not in self._embedders:
-                    self._embedders[name] = load_embedder(name, self.settings)
+                    self._embedders[name] = load_embedder(name, self.settings, threads=1)  # one question is short work
         return self._embedders[name]
 
     def retrieve(
