@@ -33,7 +33,7 @@ from ingest.db import Compressed, Utc, metadata
 from ingest.errors import ConflictError, NotFoundError
 from ingest.schemas import Chunking, Frozen, ParsedText, Retrieval
 
-State = Literal["writing", "done", "failed"]
+State = Literal["writing", "done", "failed", "skipped"]  # skipped: no text is read from files of its kind
 
 collections = Table(
     "collections",
@@ -219,6 +219,7 @@ class Catalog:
         query = select(
             columns.id, columns.uri, columns.path, columns.size, columns.mtime_ns, columns.content_hash,
             columns.state, columns.acl, columns.metadata, columns.text_hash, columns.chunks, columns.languages,
+            columns.reason,
         ).where(columns.collection == collection)  # fmt: skip
         folder = under.rstrip("/") + "/"
         with self.engine.connect() as connection:

@@ -58,9 +58,7 @@ class EdgeIndex:
 
     def drop(self, name: str) -> None:
         with self._opening:
-            shard = self._shards.pop(name, None)
-            if shard is not None:
-                shard.close()
+            self._shards.pop(name, None)  # not closed here: a search in another thread may still hold it
             shutil.rmtree(self._folder / name, ignore_errors=True)
 
     def upsert(self, name: str, points: Sequence[Point]) -> None:

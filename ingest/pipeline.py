@@ -21,7 +21,7 @@ from typing import Any
 from sqlalchemy import RowMapping
 
 from ingest import sync
-from ingest.catalog import Catalog, Collection, Document, now
+from ingest.catalog import Catalog, Collection, Document, State, now
 from ingest.errors import InvalidError, UnavailableError
 from ingest.index import Index, Point, chunk_payload
 from ingest.schemas import ChunkCounts, Failure, FileCounts, ParsedText, Progress, Report, Skip, document_id
@@ -109,6 +109,8 @@ class IngestJob:
         self.seconds["walk"] = time.perf_counter() - start
         self.total = len(walked.files)
         self.files["unchanged"] = plan.unchanged
+        self.skips += [Skip(path=file.path, reason=row["reason"]) for file, row in plan.skipped]
+        self.files["skipped"] = len(plan.skipped)
         self._told(None)
         for file, row in plan.touched:
             self.catalog.touch(row["id"], file.size, file.mtime_ns)
@@ -222,7 +224,7 @@ class IngestJob:
             self.skips.append(Skip(path=path, reason=reason))
         else:
             self.failures.append(Failure.model_validate({"path": path, "stage": stage, "reason": reason}))
-        self.finished.append((writing.failed(stage, reason), None))
+        self.finished.append((writing.unread("skipped" if skipped else "failed", stage, reason), None))
 
     def _flush(self, only_if_due: bool = False) -> None:
         due = len(self.finished) >= FLUSH_DOCUMENTS or time.monotonic() - self.flushed_at > FLUSH_SECONDS
@@ -351,8 +353,8 @@ class _Writing:
             }
         )
 
-    def failed(self, stage: str, reason: str) -> Document:
-        return self.document.model_copy(update={"state": "failed", "stage": stage, "reason": reason})
+    def unread(self, state: State, stage: str, reason: str) -> Document:
+        return self.document.model_copy(update={"state": state, "stage": stage, "reason": reason})
 
 
 @contextmanager

@@ -36,6 +36,7 @@ class Walk(NamedTuple):
 
 class Plan(NamedTuple):
     unchanged: int
+    skipped: list[tuple[File, RowMapping]]  # of a kind that no text is read from, and as they were
     touched: list[tuple[File, RowMapping]]  # rewritten with the same bytes
     relabelled: list[tuple[File, RowMapping]]  # same bytes; another path, access list or metadata
     moved: list[tuple[File, RowMapping]]
@@ -100,7 +101,7 @@ def compare(
     metadata: Mapping[str, Any] | None,
 ) -> Plan:
     """`acl` and `metadata`: what this job sets on its documents; None leaves them as they are."""
-    plan = Plan(0, [], [], [], [], [])
+    plan = Plan(0, [], [], [], [], [], [])
     present = {file.uri for file in files}
     gone = {uri: row for uri, row in stamps.items() if uri not in present}
     by_size: dict[int, list[RowMapping]] = {}
@@ -120,7 +121,9 @@ def compare(
                 plan.moved.append((file, source))
             continue
         same_stamp = row["size"] == file.size and row["mtime_ns"] == file.mtime_ns
-        if row["state"] != "done" or not (same_stamp or _hash(file) == row["content_hash"]):
+        if row["state"] == "skipped" and same_stamp:
+            plan.skipped.append((file, row))
+        elif row["state"] != "done" or not (same_stamp or _hash(file) == row["content_hash"]):
             plan.work.append((file, row))
         elif _relabelled(file, row, acl, metadata):
             plan.relabelled.append((file, row))
