@@ -399,6 +399,17 @@ def test_an_emptied_folder_empties_the_index_when_that_is_allowed(life: dict[str
     assert allowed.report.notes == ()
 
 
+def test_a_file_of_an_unread_kind_is_not_looked_at_again(home: Home) -> None:
+    write(home.folder, {"a.md": "Words.", "photo.png": b"\x89PNG\r\n\x1a\n"})
+    first = home.job().run()
+    watch = Watch()
+    second = home.job(report_progress=watch).run()
+    assert second.files.skipped == first.files.skipped == 1
+    assert second.skips == first.skips
+    assert second.files.unchanged == 1
+    assert watch.started == set()
+
+
 def test_a_folder_that_is_not_there_is_refused(home: Home) -> None:
     home.folder.rmdir()
     with pytest.raises(InvalidError, match=r"docs' cannot be read: No such file"):
