@@ -169,6 +169,7 @@ class LocalEngine:
             if self._alive():
                 continue
             deaths = 0 if time.monotonic() - up_since > 120 else deaths + 1
+            died = time.monotonic()
             self.state, self.detail = "starting", "it died and is started again"
             logger.error("engine died", extra={"deaths": deaths, "log": str(self.log)})
             self.on_restart()
@@ -180,7 +181,7 @@ class LocalEngine:
             try:
                 await self._wait_until_up()
                 up_since = time.monotonic()
-                logger.info("engine is back", extra={"seconds": round(time.monotonic() - up_since, 1)})
+                logger.info("engine is back", extra={"seconds": round(up_since - died, 1)})
             except UnavailableError as error:
                 logger.error("engine did not come back: %s", error)
 

@@ -114,6 +114,7 @@ class Generator:
         try:
             async with self._client().post(f"{self.url}/chat/completions", json=body) as reply:
                 if not reply.ok:
+                    self.forget_model()  # it may be another engine by now
                     raise _refusal(reply.status, await reply.text(), adapter)
                 async for line in reply.content:
                     if not line.startswith(b"data:"):
