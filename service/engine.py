@@ -184,6 +184,8 @@ class LocalEngine:
                 logger.info("engine is back", extra={"seconds": round(up_since - died, 1)})
             except UnavailableError as error:
                 logger.error("engine did not come back: %s", error)
+                if self._mark:
+                    await asyncio.to_thread(end_group, self._mark)  # one that hangs is started anew like one that died
 
     def _alive(self) -> bool:
         return self._process is not None and self._process.poll() is None
