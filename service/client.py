@@ -5,7 +5,8 @@ Error replies become the errors that the service raised; a service that does not
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
+from contextlib import closing
 from types import TracebackType
 from typing import Any, Self
 
@@ -67,18 +68,19 @@ class Client:
         if on_token is None:
             return Answer.model_validate(self._send("POST", "/query", body | {"stream": False}))
         cited: dict[str, Any] = {}
-        for event, data in self._events("POST", "/query", body | {"stream": True}):
-            if event == "token":
-                on_token(data["text"])
-            elif event == "citations":
-                cited = {
-                    "sentences": [Sentence.model_validate(one) for one in data["sentences"]],
-                    "citations": [Citation.model_validate(one) for one in data["citations"]],
-                }
-            elif event == "error":
-                raise UnavailableError(data["detail"])
-            elif event == "done":
-                return Answer.model_validate(data | cited)
+        with closing(self._events("POST", "/query", body | {"stream": True})) as events:
+            for event, data in events:
+                if event == "token":
+                    on_token(data["text"])
+                elif event == "citations":
+                    cited = {
+                        "sentences": [Sentence.model_validate(one) for one in data["sentences"]],
+                        "citations": [Citation.model_validate(one) for one in data["citations"]],
+                    }
+                elif event == "error":
+                    raise UnavailableError(data["detail"])
+                elif event == "done":
+                    return Answer.model_validate(data | cited)
         raise UnavailableError("the service broke off before the end of the answer")
 
     def retrieve(self, request: SearchRequest) -> Retrieved:
@@ -147,7 +149,7 @@ class Client:
             raise _error(reply)
         return reply.json() if reply.content else None
 
-    def _events(self, method: str, path: str, body: object) -> Iterator[tuple[str, Any]]:
+    def _events(self, method: str, path: str, body: object) -> Generator[tuple[str, Any]]:
         try:
             with self._http.stream(method, path, json=body) as reply:
                 if not reply.is_success:
