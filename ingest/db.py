@@ -43,6 +43,9 @@ class Utc(TypeDecorator[datetime]):
 def connect(url: str) -> Engine:
     """-> an engine for `url`. SQLite gets a write-ahead log and waits up to 30 s for another writer.
 
+    What is committed outlives a killed process; a power cut may take SQLite's last moments, but nothing half-written. To
+    wait for the disk at each commit would add its time (50 ms, measured on a slow one) to every answer.
+
     Raises SettingsError when the URL or its driver is unusable.
     """
     try:
@@ -57,7 +60,7 @@ def connect(url: str) -> Engine:
     def _pragmas(connection: Any, _: Any) -> None:
         cursor = connection.cursor()
         cursor.execute("PRAGMA journal_mode=WAL")
-        cursor.execute("PRAGMA synchronous=FULL")
+        cursor.execute("PRAGMA synchronous=NORMAL")
         cursor.execute("PRAGMA foreign_keys=ON")
         cursor.close()
 
