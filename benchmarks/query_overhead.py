@@ -34,7 +34,7 @@ QUESTIONS = (
 
 
 def run(options: Options) -> list[Row]:
-    loads = [(20, 2.0), (100, 1.0)] if options.quick else [(20, 60.0), (100, 20.0)]
+    loads = [(20, 2.0), (100, 1.0)] if options.quick else [(20, 60.0), (100, 10.0)]
     examples = CHECKOUT / "examples"
     rows: list[Row] = []
     with (

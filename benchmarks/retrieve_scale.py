@@ -45,7 +45,7 @@ class Size(NamedTuple):
     asked: int  # questions for recall
 
 
-FULL, QUICK = Size(100_000, 2_600, 40.0, 3, 400), Size(2_000, 60, 3.0, 1, 20)
+FULL, QUICK = Size(100_000, 2_600, 20.0, 3, 400), Size(2_000, 60, 3.0, 1, 20)
 
 
 class Prepared(NamedTuple):

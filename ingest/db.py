@@ -44,7 +44,7 @@ def connect(url: str) -> Engine:
     """-> an engine for `url`. SQLite gets a write-ahead log and waits up to 30 s for another writer.
 
     What is committed outlives a killed process; a power cut may take SQLite's last moments, but nothing half-written. To
-    wait for the disk at each commit would add its time (50 ms, measured on a slow one) to every answer.
+    wait for the disk at each commit would add that wait to every answer.
 
     Raises SettingsError when the URL or its driver is unusable.
     """

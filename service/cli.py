@@ -2,7 +2,6 @@
 `GRAFT_URL`, else the owner of `GRAFT_HOME`, else one that it starts for the length of the command, without an engine.
 """
 
-import asyncio
 import os
 import sys
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
+import uvloop
 from pydantic import BaseModel, ValidationError
 from rich.table import Table
 
@@ -70,7 +70,7 @@ def up(
     settings = service_settings(root)
     if model:
         settings = settings.model_copy(update={"model": model})
-    asyncio.run(run(settings, ingest_settings(), [path.absolute() for path in ingest or []], ask, engine, err))
+    uvloop.run(run(settings, ingest_settings(), [path.absolute() for path in ingest or []], ask, engine, err))
 
 
 @app.command()

@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import uvicorn
+import uvloop
 from rich.console import Console
 
 from ingest.errors import GraftError, SettingsError, UnavailableError
@@ -73,7 +74,7 @@ def in_background(settings: ServiceSettings, ingest: IngestSettings) -> Iterator
     with listening, own(ingest.home, url):
         configure(ingest.home, settings.log_level)
         server = _Server(Parts(settings, ingest, None))
-        thread = threading.Thread(target=lambda: asyncio.run(server.serve_then_close(listening)), name="service")
+        thread = threading.Thread(target=lambda: uvloop.run(server.serve_then_close(listening)), name="service")
         thread.start()
         try:
             while not server.started:
@@ -176,7 +177,8 @@ def check_address(settings: ServiceSettings) -> None:
 def _listen(settings: ServiceSettings) -> socket.socket:
     """Raises SettingsError when the port is taken."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    listening = socket.socket(family, socket.SOCK_STREAM)
+    # asyncio sends small writes at once only on sockets that name their protocol; others wait 40 ms for the peer
+    listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((settings.host, settings.port))
