@@ -32,8 +32,8 @@ def end_to_end(options: Options, work: Path) -> list[Row]:
     if scifact is None or covid is None:
         return [skipped("ingest / embedder alone", "it needs --data with scifact_train/ and covid_qa/")]
     folder, one_line = work / "documents", work / "one"
-    corpus.write_abstracts(folder, corpus.abstracts(scifact, 10 if options.quick else 300))
-    corpus.write_papers(folder, corpus.papers(covid, 0 if options.quick else 16))
+    corpus.write_abstracts(folder, corpus.abstracts(scifact, 10 if options.quick else 150))
+    corpus.write_papers(folder, corpus.papers(covid, 0 if options.quick else 8))
     if not options.quick:
         corpus.copy_examples(folder)
     one_line.mkdir()

@@ -38,8 +38,8 @@ def run(options: Options) -> list[Row]:
     with tempfile.TemporaryDirectory(prefix="graft-bench-") as folder:
         work = Path(folder)
         documents = work / "documents"
-        corpus.write_abstracts(documents, corpus.abstracts(scifact, 10 if options.quick else 150))
-        corpus.write_papers(documents, corpus.papers(covid, 0 if options.quick else 8))
+        corpus.write_abstracts(documents, corpus.abstracts(scifact, 10 if options.quick else 100))
+        corpus.write_papers(documents, corpus.papers(covid, 0 if options.quick else 5))
         return compare(options, work, documents, models)
 
 
