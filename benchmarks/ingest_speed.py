@@ -41,7 +41,7 @@ def end_to_end(options: Options, work: Path) -> list[Row]:
     configured = settings(options.scratch)
     embedder = load_embedder(configured.embedder, configured)
 
-    repetitions = 1 if options.quick else 3
+    repetitions = 1 if options.quick else 2
     starts = [ingest(work / f"home-one-{n}", one_line, embedder).report.seconds["total"] for n in range(repetitions)]
     jobs: list[Ingested] = []
     alone: list[float] = []
