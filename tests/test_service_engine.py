@@ -119,7 +119,7 @@ def test_adapters(line: Service) -> None:
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
 def test_hang_up_ends_the_engines_work(line: Service, stream: bool) -> None:
     url = httpx.URL(line.url)
-    question = f"What is the impeller of the Heron H75 made of, tell me at length, {stream}?"
+    question = ("Heron H75, " * (10 if stream else 12)).strip()  # the model goes on in the same way until it is stopped
     body = json.dumps({"question": question, "stream": stream, "max_tokens": 2000}).encode()
     head = f"POST /query HTTP/1.1\r\nHost: {url.host}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
     with socket.create_connection((url.host, url.port or 80)) as connection:
@@ -127,7 +127,7 @@ def test_hang_up_ends_the_engines_work(line: Service, stream: bool) -> None:
         until(lambda: requests_running(line) == 1, 30, pause=0.01)
     until(lambda: requests_running(line) == 0, 3)
     held = until(lambda: next((one for one in recorded(line.home) if one.question == question), None), 5)
-    assert held.finish_reason in {"cancelled", "stop"}
+    assert held.finish_reason == "cancelled"
 
 
 def test_command_line(line: Service) -> None:
