@@ -5,7 +5,7 @@ DATA ?=
 SCRATCH ?=
 export PYTHON ASK
 
-.PHONY: run test check bench lock clean machine service dev engine models lint
+.PHONY: run test check bench lock clean machine service dev train engine models lint
 .NOTPARALLEL:
 
 run: machine service engine models
@@ -14,7 +14,7 @@ run: machine service engine models
 test: check
 	.venv/bin/pytest -m "engine or slow"
 
-check: machine dev engine models lint
+check: machine dev train engine models lint
 	.venv/bin/pytest -m "not engine and not slow"
 
 lint:
@@ -29,7 +29,7 @@ bench: machine service engine models
 machine:
 	@$(PYTHON) -I service/machine.py
 
-service dev:
+service dev train:
 	@$(PYTHON) -m deploy.environment $@
 
 engine:

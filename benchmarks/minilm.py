@@ -12,8 +12,17 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import NamedTuple
 
-from deploy.environment import ROOT, STAMP, SetupError, digest, ensure, install_locked, packages, pip, say
-from deploy.vllm.install import TORCH, TORCH_INDEX, answers
+from deploy.environment import (
+    ROOT,
+    STAMP,
+    SetupError,
+    digest,
+    ensure,
+    install_locked,
+    install_torch_cpu,
+    packages,
+    say,
+)
 
 HERE = Path(__file__).resolve().parent
 LOCK = HERE / "requirements.lock"
@@ -52,10 +61,7 @@ def _venv() -> Path:
 
 
 def _install(python: Path) -> None:
-    index = os.environ.get("GRAFT_TORCH_INDEX") or TORCH_INDEX
-    source = ("--index-url", index) if answers(index) else ()
-    say(f"installing torch {TORCH} for the CPU (200 MB)")
-    pip(python, "install", "--no-deps", *source, f"torch=={TORCH}+cpu")
+    install_torch_cpu(python)
     say(f"installing LlamaIndex with sentence-transformers ({packages(LOCK)} packages)")
     install_locked(python, LOCK)
 

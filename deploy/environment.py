@@ -1,24 +1,34 @@
-"""Makes a Python environment from a hash lock: `python3 -m deploy.environment service|dev`, in the checkout's root.
+"""Makes `.venv` from the hash locks: `python3 -m deploy.environment service|dev|train`, in the checkout's root.
 
-An environment is complete or started over: its stamp, written last, names what it holds by the hash of the lock. While
-the stamp holds, nothing is run. Knows pip and nothing of the packages. Standard library only, for the system's Python.
+`dev` and `train` come on top of the service's packages, and beside each other. An environment is complete or started over:
+its stamp, written last, names what it holds by the hash of the lock. While the stamp holds, nothing is run. Knows pip, and
+of the packages torch alone, which no lock holds. Standard library only, for the system's Python.
+
+GRAFT_TORCH_INDEX where the CPU build of torch comes from (default: PyTorch's index); when it does not answer, from what
+                  pip sees
 """
 
 import errno
 import fcntl
 import hashlib
 import json
+import os
+import platform
 import re
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+import urllib.request
+from collections.abc import Callable, Iterator, Set
 from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 STAMP = "graft-stamp.json"
+LOCKS = ("service", "dev", "train")
+TORCH = "2.13.0"
+TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
 NO_SPACE = "the disk is full: free some space (`make clean` removes what graft set up), then run the same command again"
 NO_FETCH = (
     "pip could not fetch it: check the network (behind a proxy, HTTPS_PROXY; with an index of your own, "
@@ -45,26 +55,30 @@ class SetupError(Exception):
 
 def main() -> None:
     wanted = sys.argv[1] if len(sys.argv) == 2 else ""
-    if wanted not in {"service", "dev"}:
-        raise SystemExit("usage: python3 -m deploy.environment service|dev")
-    locks = {name: ROOT / "deploy" / f"{name}.lock" for name in ("service", "dev")}
-    built_from = ROOT / "pyproject.toml"
-    holds = {name: digest(lock, built_from) for name, lock in locks.items() if name in {"service", wanted}}
+    if wanted not in LOCKS:
+        raise SystemExit(f"usage: python3 -m deploy.environment {'|'.join(LOCKS)}")
+    lock, built_from = ROOT / "deploy" / f"{wanted}.lock", ROOT / "pyproject.toml"
+    holds = {name: digest(lock.with_stem(name), built_from) for name in LOCKS if name in {"service", wanted}}
+    if wanted == "train":
+        holds["torch"] = TORCH if has_gpu() else f"{TORCH}+cpu"
 
     def fill(python: Path) -> None:
-        say(f"installing the {wanted} packages ({packages(locks[wanted])} packages)")
-        install_locked(python, locks[wanted])
+        if "torch" in holds:
+            install_torch(python, holds["torch"])
+        say(f"installing the {wanted} packages ({packages(lock)} packages)")
+        install_locked(python, lock)
         # By the locked setuptools, and as a plain path to the checkout.
         options = ["--no-deps", "--no-build-isolation", "--config-settings=editable_mode=compat"]
         pip(python, "install", *options, "-e", str(ROOT))
 
-    ensure(ROOT / ".venv", holds, fill)
+    ensure(ROOT / ".venv", holds, fill, beside={*LOCKS, "torch"})
 
 
-def ensure(venv: Path, holds: dict[str, str], fill: Callable[[Path], None]) -> None:
+def ensure(venv: Path, holds: dict[str, str], fill: Callable[[Path], None], beside: Set[str] = frozenset()) -> None:
     """Makes `venv`, then lets `fill` install into it by its Python, unless the stamp says that it holds all of `holds`.
 
-    A finished environment that holds something else is filled on top; one without a stamp is made again.
+    A finished environment that holds something else is filled on top; one without a stamp is made again. Names in `beside`
+    that the stamp holds stay in it, unless `holds` replaces something.
     """
     made_by = {"path": str(venv.absolute()), "python": "{}.{}".format(*sys.version_info[:2])}
     stamp = venv / STAMP
@@ -82,10 +96,11 @@ def ensure(venv: Path, holds: dict[str, str], fill: Callable[[Path], None]) -> N
             say(f"making {venv} (Python {made_by['python']})")
             if subprocess.run([sys.executable, "-m", "venv", str(venv)], stdin=subprocess.DEVNULL).returncode:
                 raise SetupError(f"python -m venv could not make {venv}: run {sys.executable} -I service/machine.py")
+        kept = _kept(_read(stamp), wanted, beside)
         stamp.unlink(missing_ok=True)
         started = time.monotonic()
         fill(python)
-        stamp.write_text(json.dumps(wanted) + "\n")
+        stamp.write_text(json.dumps({**kept, **wanted}) + "\n")
         say(f"{venv.name} is ready ({time.monotonic() - started:.0f} s)")
 
 
@@ -125,6 +140,50 @@ def pip(python: Path | str, *arguments: str, total: int = 0) -> None:
         remedy = next((text for pattern, text in REMEDIES if re.search(pattern, output)), "see pip's words above")
         print("\n".join(output.splitlines()[-8:]), file=sys.stderr)
         raise SetupError(f"pip {arguments[0]} failed: {remedy}")
+
+
+def install_torch(python: Path, version: str) -> None:
+    """`version`: TORCH, with what CUDA needs, or TORCH+cpu. Raises SetupError."""
+    if version != TORCH:
+        return install_torch_cpu(python)
+    if any(python.parents[1].glob("lib/python3.*/site-packages/torch-*+cpu.dist-info")):
+        pip(python, "uninstall", "--yes", "torch")  # pip would take it for the same version
+    say(f"installing torch {TORCH} for CUDA (several GB)")
+    pip(python, "install", f"torch=={TORCH}", total=30)
+
+
+def install_torch_cpu(python: Path) -> None:
+    """Without what it needs, which the locks hold. Raises SetupError."""
+    index = os.environ.get("GRAFT_TORCH_INDEX") or TORCH_INDEX
+    source = ("--index-url", index) if answers(index) else ()
+    say(f"installing torch {TORCH} for the CPU from {index if source else 'the index that pip is set to'} (200 MB)")
+    try:
+        # By its full name, so that no CUDA build of several GB comes instead.
+        pip(python, "install", "--no-deps", *source, f"torch=={TORCH}+cpu")
+    except SetupError as error:
+        if NO_FETCH not in str(error):
+            raise
+        raise SetupError(
+            f"{error}\nWhat is needed is torch {TORCH}+cpu for Python {platform.python_version()}: "
+            f"name an index that carries it in GRAFT_TORCH_INDEX (now {index})"
+        ) from error
+
+
+def answers(index: str) -> bool:
+    """Whether a package index answers within five seconds."""
+    request = urllib.request.Request(f"{index.rstrip('/')}/torch/", method="HEAD")
+    try:
+        with urllib.request.urlopen(request, timeout=5):
+            return True
+    except OSError:
+        return False
+
+
+def has_gpu() -> bool:
+    smi = shutil.which("nvidia-smi")
+    return (
+        smi is not None and subprocess.run([smi, "-L"], stdin=subprocess.DEVNULL, capture_output=True).returncode == 0
+    )
 
 
 @contextmanager
@@ -169,6 +228,13 @@ def run(step: Callable[[], None]) -> None:
 
 def _is_complete(stamp: Path, wanted: dict[str, str]) -> bool:
     return _read(stamp).items() >= wanted.items() and (stamp.parent / "bin/python").exists()
+
+
+def _kept(found: dict[str, str], wanted: dict[str, str], beside: Set[str]) -> dict[str, str]:
+    """What a stamp names beside `wanted` and still holds: what replaces something may have moved the rest as well."""
+    if any(found.get(name, value) != value for name, value in wanted.items()):
+        return {}
+    return {name: value for name, value in found.items() if name in beside}
 
 
 def _read(stamp: Path) -> dict[str, str]:

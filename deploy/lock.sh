@@ -20,5 +20,9 @@ lock() { # OUTPUT INPUT...
 echo 'setuptools>=80.9' >"$tools/build.in"
 lock deploy/service.lock pyproject.toml "$tools/build.in"
 lock deploy/dev.lock --extra dev --constraint deploy/service.lock pyproject.toml "$tools/build.in"
+# Without torch, which is installed by itself; what torch needs beside the rest is named here.
+printf '%s\n' filelock fsspec jinja2 networkx sympy typing-extensions >"$tools/torch.in"
+lock deploy/train.lock --extra train --constraint deploy/service.lock --constraint deploy/dev.lock \
+    --override deploy/vllm/overrides.txt pyproject.toml "$tools/build.in" "$tools/torch.in"
 lock deploy/vllm/requirements-cpu.lock --override deploy/vllm/overrides.txt deploy/vllm/requirements-cpu.in
 lock benchmarks/requirements.lock --override deploy/vllm/overrides.txt benchmarks/requirements.in

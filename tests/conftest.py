@@ -10,7 +10,7 @@ from ingest.embed import Embedder, load_embedder
 from ingest.index_edge import EdgeIndex
 from ingest.settings import IngestSettings
 
-pytest_plugins = ["service_fixtures"]
+pytest_plugins = ["service_fixtures", "word_adapters"]
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's client is first imported, which is later
 
 
