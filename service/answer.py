@@ -15,16 +15,18 @@ import anyio
 from anyio import to_thread
 
 from ingest.catalog import Collection, now
-from ingest.errors import GraftError, InvalidError, NotFoundError
+from ingest.errors import GraftError, InvalidError
 from ingest.language import reads
 from ingest.schemas import Hit
+from service.adapter_serving import AdapterServing
+from service.adapters import Adapter, Registry
 from service.cite import Cited, cite
-from service.generate import Generator, Sampling, strip_thinking
+from service.generate import AdapterLostError, Generator, Piece, Sampling, strip_thinking
 from service.metrics import Metrics
 from service.principals import Principal
 from service.prompt import CURRENT, PASSAGES, Message, best_sentence, build, refusal
 from service.records import Interaction, Records
-from service.retrieve import Retriever
+from service.retrieve import Found, Retriever
 from service.schemas import Answer, QueryRequest
 from service.settings import ServiceSettings
 
@@ -44,6 +46,7 @@ class Answering(NamedTuple):
     settings: ServiceSettings
     retriever: Retriever
     generator: Generator
+    adapters: AdapterServing
     records: Records
     metrics: Metrics
     small_models: dict[str, tuple[str, ...]]  # by model root, the languages that it reads
@@ -53,9 +56,7 @@ async def answer(query: QueryRequest, principal: Principal, parts: Answering) ->
     """Yields Tokens, then Cited, then the Answer. Raises NotFoundError, InvalidError, UnavailableError."""
     run = _Run(query, principal)
     try:
-        found = await to_thread.run_sync(
-            parts.retriever.retrieve, query.question, query.collection, query.filters, principal.groups, query.top_k
-        )
+        found, run.chosen = await to_thread.run_sync(_look_up, query, principal, parts)
         run.collection, run.hits = found.collection, found.hits
         run.timings.update(found.timings_ms)
         async with aclosing(_reply(run, parts)) as tokens:
@@ -72,6 +73,19 @@ async def answer(query: QueryRequest, principal: Principal, parts: Answering) ->
     finally:
         if not run.recorded:
             await _record(run, parts)
+
+
+def _look_up(query: QueryRequest, principal: Principal, parts: Answering) -> tuple[Found, Adapter | None]:
+    """-> the passages, and the adapter that answers. Raises NotFoundError."""
+    found = parts.retriever.retrieve(query.question, query.collection, query.filters, principal.groups, query.top_k)
+    return found, _adapter(query, parts.adapters.registry)
+
+
+def _adapter(query: QueryRequest, registry: Registry) -> Adapter | None:
+    """The query's own, else the collection's, else the live one; None is the bare base. Raises NotFoundError."""
+    if "adapter" not in query.model_fields_set:
+        return registry.chosen(query.collection)
+    return registry.adapter(query.adapter) if query.adapter else None
 
 
 async def _reply(run: "_Run", parts: Answering) -> AsyncGenerator[Token]:
@@ -122,7 +136,8 @@ class _Run:
         self.languages: tuple[str, ...] = ()
         self.sampling = Sampling(0, 0.0)
         self.base_model: str | None = None
-        self.adapter: str | None = None
+        self.chosen: Adapter | None = None
+        self.adapter: str | None = None  # its name, once it is asked
         self.text = ""
         self.cited = Cited((), ())
         self.usage: dict[str, int] = {}
@@ -184,7 +199,9 @@ async def _prepare(run: _Run, parts: Answering) -> None:
     query, settings = run.query, parts.settings
     model = await parts.generator.model()
     run.base_model = model.root
-    run.adapter = await _adapter(query, run.collection, parts.generator)
+    if run.chosen is not None:
+        await parts.adapters.check(run.chosen)
+        run.adapter = run.chosen.name
     small = model.root in parts.small_models
     run.languages = parts.small_models.get(model.root, ())
     run.checked = small and run.adapter is None
@@ -225,21 +242,10 @@ def _at_most(text: str) -> int:
     return ascii_bytes // 2 + len(text.encode()) - ascii_bytes
 
 
-async def _adapter(query: QueryRequest, collection: Collection, generator: Generator) -> str | None:
-    """The query's own, else the collection's; null is the bare base. Raises NotFoundError when the engine lacks it."""
-    name = query.adapter if "adapter" in query.model_fields_set else collection.adapter
-    if name is None:
-        return None
-    for fresh in (False, True):
-        if name in (await generator.model(fresh)).adapters:
-            return name
-    raise NotFoundError(f"the engine serves no adapter {name!r}")
-
-
 async def _generate(run: _Run, parts: Answering) -> AsyncGenerator[Token]:
     started = time.perf_counter()
     try:
-        async with aclosing(parts.generator.stream(run.messages, run.adapter, run.sampling)) as pieces:
+        async with aclosing(_pieces(run, parts)) as pieces:
             async for piece in pieces:
                 if piece.text:
                     if not run.text:
@@ -252,6 +258,20 @@ async def _generate(run: _Run, parts: Answering) -> AsyncGenerator[Token]:
     finally:
         run.text = strip_thinking(run.text).strip()
         run.timings["generate"] += _ms(started)
+
+
+async def _pieces(run: _Run, parts: Answering) -> AsyncGenerator[Piece]:
+    """An adapter that the engine has lost is loaded again; the base never answers in its place."""
+    for again in (False, True):
+        try:
+            async with aclosing(parts.generator.stream(run.messages, run.adapter, run.sampling)) as pieces:
+                async for piece in pieces:
+                    yield piece
+            return
+        except AdapterLostError:  # before the first piece
+            if again or run.adapter is None:
+                raise
+            await parts.adapters.load(run.adapter)
 
 
 async def _record(run: _Run, parts: Answering) -> None:

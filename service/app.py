@@ -23,7 +23,8 @@ from ingest.errors import (
     UnavailableError,
 )
 from service.deps import Parts
-from service.routes import collections, documents, health, jobs, query, records
+from service.preflight import AdapterRefusedError
+from service.routes import adapters, collections, documents, health, jobs, query, records
 from service.schemas import Problem
 
 logger = logging.getLogger(__name__)
@@ -50,7 +51,7 @@ def create_app(parts: Parts) -> FastAPI:
         responses={422: {"model": Problem, "description": "The request does not fit; `errors` names the fields"}},
     )
     app.state.parts = parts
-    for module in (query, records, jobs, collections, documents, health):
+    for module in (query, records, jobs, collections, documents, adapters, health):
         app.include_router(module.router)
     app.add_exception_handler(GraftError, _graft_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
@@ -138,7 +139,9 @@ async def _graft_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, GraftError)
     status = next((STATUS[kind] for kind in type(error).__mro__ if kind in STATUS), 500)
     headers = {"Retry-After": str(error.retry_after)} if isinstance(error, UnavailableError) else None
-    return _problem(status, str(error), headers=headers)
+    faults = error.faults if isinstance(error, AdapterRefusedError) else ()
+    errors = tuple({"field": fault.name, "message": fault.message} for fault in faults)
+    return _problem(status, str(error), errors, headers)
 
 
 async def _validation_error(_: Request, error: Exception) -> Response:

@@ -1,25 +1,18 @@
-"""The `graft` command. Everything but `up` and `doctor` goes through the typed client, to the service that it finds:
-`GRAFT_URL`, else the owner of `GRAFT_HOME`, else one that it starts for the length of the command, without an engine.
-"""
+"""The `graft` command. Everything but `up` and `doctor` goes through the typed client (`cli_options.connected`)."""
 
-import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import typer
 import uvloop
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from rich.table import Table
 
-from ingest.errors import GraftError, SettingsError, UnavailableError
-from ingest.settings import IngestSettings
-from service.client import Client
-from service.owner import find_owner
+from ingest.errors import GraftError
+from service import cli_adapters
+from service.cli_options import JsonOption, connected, ingest_settings, service_settings
 from service.schemas import IngestRequest, QueryRequest, SearchRequest
-from service.settings import ServiceSettings
 from service.show import ask_streaming, err, escape, follow, out, print_answer, print_report, write_json
 
 app = typer.Typer(
@@ -28,12 +21,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Cited answers from your documents.",
 )
+app.add_typer(cli_adapters.app, name="adapters")
 
-Settings = TypeVar("Settings", bound=BaseModel)
 CollectionOption = Annotated[str, typer.Option("--collection", "-c", help="The collection to use.")]
-JsonOption = Annotated[
-    str | None, typer.Option("--json", metavar="FILE|-", help="Write the reply as JSON; - is standard output.")
-]
 
 
 def main() -> None:
@@ -175,41 +165,3 @@ def doctor(to: JsonOption = None) -> None:
                 out.print(f"         -> {escape(finding.remedy)}")
     if any(finding.state == "missing" for finding in findings):
         raise typer.Exit(1)
-
-
-@contextmanager
-def connected(needs_engine: bool = False) -> Iterator[Client]:
-    """-> a client of the service that answers for this home; see the module's docstring."""
-    key = os.environ.get("GRAFT_API_KEY")
-    ingest = ingest_settings()
-    owner = find_owner(ingest.home)
-    if url := os.environ.get("GRAFT_URL") or (owner.url if owner else None):
-        with Client(url, key) as client:
-            yield client
-        return
-    settings = service_settings(None)
-    if needs_engine and not settings.llm_url:
-        raise UnavailableError("a query needs the engine: start it with `graft up`, or set SERVICE_LLM_URL")
-    from service.up import in_background
-
-    with in_background(settings, ingest) as url, Client(url, key) as client:
-        yield client
-
-
-def service_settings(roots: list[Path] | None) -> ServiceSettings:
-    """With the working folder as the root when none is set. Raises SettingsError."""
-    settings = _settings(ServiceSettings)
-    chosen = settings.ingest_roots or (Path.cwd(),)
-    return settings.model_copy(update={"ingest_roots": (*chosen, *(path.absolute() for path in roots or ()))})
-
-
-def ingest_settings() -> IngestSettings:
-    return _settings(IngestSettings)
-
-
-def _settings(kind: type[Settings]) -> Settings:
-    try:
-        return kind()
-    except ValidationError as error:
-        said = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
-        raise SettingsError(f"a setting does not fit: {said}; docs/settings.md lists them") from error

@@ -20,7 +20,10 @@ from ingest.errors import (
     NotFoundError,
     UnavailableError,
 )
+from service.adapters import Move
 from service.schemas import (
+    ActivateRequest,
+    AdapterView,
     Answer,
     Citation,
     CollectionSettings,
@@ -31,7 +34,9 @@ from service.schemas import (
     Job,
     QueryRequest,
     Ready,
+    RegisterRequest,
     Retrieved,
+    RollbackRequest,
     SearchRequest,
     Sentence,
 )
@@ -116,6 +121,29 @@ class Client:
 
     def delete_collection(self, name: str) -> None:
         self._send("DELETE", f"/collections/{name}")
+
+    def register_adapter(self, request: RegisterRequest) -> AdapterView:
+        return AdapterView.model_validate(self._send("POST", "/adapters", request.model_dump(exclude_unset=True)))
+
+    def adapters(self) -> list[AdapterView]:
+        return [AdapterView.model_validate(one) for one in self._send("GET", "/adapters")]
+
+    def adapter(self, name: str) -> AdapterView:
+        return AdapterView.model_validate(self._send("GET", f"/adapters/{name}"))
+
+    def activate_adapter(self, name: str, request: ActivateRequest | None = None) -> Move:
+        body = request.model_dump(exclude_unset=True) if request else {}
+        return Move.model_validate(self._send("POST", f"/adapters/{name}/activate", body))
+
+    def roll_back(self, request: RollbackRequest | None = None) -> Move:
+        body = request.model_dump(exclude_unset=True) if request else {}
+        return Move.model_validate(self._send("POST", "/adapters/rollback", body))
+
+    def delete_adapter(self, name: str) -> None:
+        self._send("DELETE", f"/adapters/{name}")
+
+    def adapter_moves(self) -> list[Move]:
+        return [Move.model_validate(one) for one in self._send("GET", "/adapters/moves")]
 
     def documents(self, collection: str = "default", limit: int = 1000, offset: int = 0) -> list[DocumentView]:
         query = f"/documents?collection={collection}&limit={limit}&offset={offset}"

@@ -19,6 +19,8 @@ from ingest.index_server import ServerIndex
 from ingest.pipeline import IngestJob
 from ingest.schemas import Chunking, Progress, Report, Retrieval
 from ingest.settings import IngestSettings
+from service.adapter_serving import AdapterServing
+from service.adapters import Registry
 from service.answer import Answering
 from service.engine import LocalEngine
 from service.generate import Generator
@@ -57,10 +59,14 @@ class Parts:
             self.records = Records(database)
             self.retriever = Retriever(self.catalog, self.index, ingest, settings.reranker)
             self.jobs = Jobs(self.records, self.metrics, jobs_url(ingest), self.run_ingest)
-            if engine is not None:
-                engine.on_restart = self._engine_restarted
             url = engine.url if engine else settings.llm_url or ""
             self.generator = Generator(url, settings.llm_api_key, settings.first_token_seconds)
+            folder = settings.adapter_folder or ingest.home / "adapters"
+            registry = Registry(database, folder, settings.max_cpu_loras)
+            self.adapters = AdapterServing(registry, self.generator, settings, self.metrics)
+            if engine is not None:
+                engine.on_restart = self._engine_restarted
+                engine.on_start = registry.purge
             self.ensure_collection(DEFAULT)
             self.jobs.launch()
             self.first_jobs = [self.jobs.enqueue(first_payload(folder), LOCAL.id).job_id for folder in first_folders]
@@ -75,7 +81,15 @@ class Parts:
         self.catalog.engine.dispose()
 
     def answering(self) -> Answering:
-        return Answering(self.settings, self.retriever, self.generator, self.records, self.metrics, self.small_models)
+        return Answering(
+            self.settings,
+            self.retriever,
+            self.generator,
+            self.adapters,
+            self.records,
+            self.metrics,
+            self.small_models,
+        )
 
     def ensure_collection(self, name: str) -> Collection:
         try:
@@ -104,7 +118,6 @@ class Parts:
             fingerprint=fingerprint(embedder.fingerprint, chunking),
             retrieval=given.retrieval or (held.retrieval if held else Retrieval()),
             prompt=given.prompt or (held.prompt if held else "auto"),
-            adapter=given.adapter if "adapter" in fields or not held else held.adapter,
             threshold=given.threshold if "threshold" in fields or not held else held.threshold,
             created_at=held.created_at if held else now(),
         )
@@ -113,7 +126,7 @@ class Parts:
             self.index.drop(held.index)
         return collection
 
-    def delete_collection(self, name: str) -> None:
+    def delete_collection(self, name: str, principal: str) -> None:
         """Raises NotFoundError, ConflictError (the default one, or a job is writing to it)."""
         collection = self.catalog.collection(name)
         if name == DEFAULT:
@@ -123,7 +136,14 @@ class Parts:
         if self.jobs.busy(name):
             raise ConflictError(f"a job is writing to collection {name!r}; cancel it, or wait for its end")
         self.catalog.delete_collection(name)
+        self.pin(name, None, principal)
         self.index.drop(collection.index)
+
+    def pin(self, collection: str, adapter: str | None, principal: str) -> None:
+        """Gives a collection an adapter of its own, None: none. Raises NotFoundError."""
+        registry = self.adapters.registry
+        if registry.pointers().get(collection) != adapter:
+            registry.activate(adapter, collection, principal, "by the collection's settings")
 
     def run_ingest(
         self, payload: IngestPayload, cancelled: Callable[[], bool], progress: Callable[[Progress], None]
@@ -150,6 +170,7 @@ class Parts:
     def _engine_restarted(self) -> None:
         self.metrics.engine_restarted()
         self.generator.forget_model()
+        self.adapters.engine_restarted()
 
     async def readiness(self) -> Ready:
         """Every dependency with its state; ready when all answer and the first ingests have ended."""
@@ -160,8 +181,16 @@ class Parts:
             ),
             "jobs": await _checked(self._first_jobs),
             "engine": await self._engine(),
+            "adapters": await _checked(self._adapters),
         }
-        return Ready(ready=all(check.state == "ok" for check in checks.values()), dependencies=checks)
+        return Ready(ready=all(check.state in {"ok", "off"} for check in checks.values()), dependencies=checks)
+
+    def _adapters(self) -> Dependency:
+        """Off is as good as ok while every collection is answered by the bare base."""
+        serving = self.adapters
+        if serving.state == "off" and any(serving.registry.pointers().values()):
+            return Dependency(state="down", detail=serving.detail)
+        return Dependency(state=serving.state, detail=serving.detail)
 
     def _first_jobs(self) -> Dependency:
         for identity in self.first_jobs:

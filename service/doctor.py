@@ -12,6 +12,7 @@ from ingest.runtime import choose_runtime, has_gpu, processor
 from ingest.schemas import Frozen
 from ingest.settings import IngestSettings
 from service import machine
+from service.client import Client
 from service.engine import choose_dtype, engine_python, model_argument
 from service.owner import find_owner
 from service.settings import ServiceSettings
@@ -37,7 +38,14 @@ class Finding(Frozen):
 
 def examine(settings: ServiceSettings, ingest: IngestSettings) -> list[Finding]:
     """Runs the short probes of embedder and engine when nothing is kept of them yet."""
-    return [*_machine(), *_packages(), *_models(settings, ingest), *_engine(settings, ingest), *_home(settings, ingest)]
+    return [
+        *_machine(),
+        *_packages(),
+        *_models(settings, ingest),
+        *_engine(settings, ingest),
+        *_home(settings, ingest),
+        *_adapters(ingest),
+    ]
 
 
 def _machine() -> Iterator[Finding]:
@@ -104,6 +112,27 @@ def _home(settings: ServiceSettings, ingest: IngestSettings) -> Iterator[Finding
     yield Finding(name="index", state="note", found=index)
     access = f"keys of {settings.api_keys_file}" if settings.api_keys_file else "no keys: this machine alone"
     yield Finding(name="access", state="note", found=access)
+
+
+def _adapters(ingest: IngestSettings) -> Iterator[Finding]:
+    """As the running service found them: each start of an engine is tried anew."""
+    owner = find_owner(ingest.home)
+    if owner is None:
+        yield Finding(
+            name="adapters", state="note", found="an engine is tried with adapters when it starts; none runs here"
+        )
+        return
+    try:
+        with Client(owner.url, timeout=10) as client:
+            held = client.ready().dependencies["adapters"]
+    except GraftError as error:
+        yield Finding(name="adapters", state="note", found=str(error))
+        return
+    state: Literal["ok", "missing", "note"] = "ok" if held.state == "ok" else "note"
+    if held.state in {"down", "off"}:
+        state = "missing"
+    remedy = "mend the engine as it says, or roll back to the base: graft adapters rollback --base"
+    yield Finding(name="adapters", state=state, found=held.detail, remedy=remedy)
 
 
 def _kept(file: Path) -> str:

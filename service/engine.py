@@ -29,6 +29,7 @@ DType = Literal["bfloat16", "float16", "float32"]
 State = Literal["starting", "up", "down", "stopped"]
 PROBE = CHECKOUT / "deploy" / "vllm" / "probe_dtype.py"
 MILESTONES = ("Loading weights", "Loading safetensors", "init engine", "Application startup complete")
+PROBES = 4  # adapters that the engine is tried with (service.lora_probe), besides those registered
 RESTART_PAUSES = (1, 2, 5, 10, 30)  # seconds before the next start, by how often it died in a row
 
 
@@ -47,6 +48,8 @@ class LocalEngine:
         self.served_name = Path(self.model).name if Path(self.model).is_dir() else self.model
         self.on_progress = on_progress
         self.on_restart: Callable[[], None] = lambda: None
+        self.on_start: Callable[[], object] = lambda: None  # before each start, while no engine runs
+        self.adapter_folder = settings.adapter_folder or ingest.home / "adapters"
         self.port = _free_port()
         self.url = f"http://127.0.0.1:{self.port}/v1"
         self.log = ingest.home / "logs" / "engine.log"
@@ -77,6 +80,8 @@ class LocalEngine:
 
     def _spawn(self) -> None:
         self.state, self.detail = "starting", "starting"
+        self.on_start()
+        self.adapter_folder.mkdir(parents=True, exist_ok=True)
         self.log.parent.mkdir(parents=True, exist_ok=True)
         if self.log.exists() and self.log.stat().st_size > 50 * 2**20:
             self.log.replace(self.log.with_suffix(".log.1"))
@@ -111,7 +116,7 @@ class LocalEngine:
             "--max-model-len": str(settings.max_model_len),
             "--max-lora-rank": str(settings.max_lora_rank),
             "--max-loras": str(settings.max_loras),
-            "--max-cpu-loras": str(settings.max_cpu_loras),
+            "--max-cpu-loras": str(settings.max_cpu_loras + PROBES),
         }
         for option, value in options.items():
             command += [option, value]
@@ -122,6 +127,7 @@ class LocalEngine:
         environment = {
             **os.environ,
             "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True",
+            "VLLM_LORA_RESOLVER_CACHE_DIR": str(self.adapter_folder),
             "VLLM_NO_USAGE_STATS": "1",
             "DO_NOT_TRACK": "1",
             "VLLM_CONFIGURE_LOGGING": "1",

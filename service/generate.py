@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import aiohttp
 from pydantic import SecretStr
 
-from ingest.errors import InvalidError, NotFoundError, UnavailableError
+from ingest.errors import InvalidError, UnavailableError
 from service.prompt import Message
 
 DOWN = (aiohttp.ClientError, TimeoutError, OSError)
@@ -32,12 +32,15 @@ class Piece(NamedTuple):
 
 
 class Model(NamedTuple):
-    """What the engine serves: `base` under the name that requests use, `root` as it was loaded, and adapters beside it."""
+    """What the engine serves: `base` under the name that requests use, `root` as it was loaded."""
 
     base: str
     root: str
     max_model_len: int | None
-    adapters: frozenset[str]
+
+
+class AdapterLostError(UnavailableError):
+    """The engine does not have an adapter that it was asked for."""
 
 
 class Generator:
@@ -70,9 +73,7 @@ class Generator:
             base = next((card for card in cards if not card.get("parent")), None)
             if base is None:
                 raise UnavailableError(f"the engine at {self.url!r} serves no model", RETRY_AFTER)
-            adapters = frozenset(card["id"] for card in cards if card.get("parent"))
-            root = base.get("root") or base["id"]
-            self._model = Model(base["id"], root, base.get("max_model_len"), adapters)
+            self._model = Model(base["id"], base.get("root") or base["id"], base.get("max_model_len"))
         return self._model
 
     def forget_model(self) -> None:
@@ -94,10 +95,25 @@ class Generator:
         reply = await self._json("POST", self.url.removesuffix("/v1") + "/tokenize", body)
         return int(reply["count"])
 
+    async def complete(self, model: str, prompt: str, tokens: int) -> str:
+        """-> exactly so many tokens that greedily follow a bare prompt. Raises AdapterLostError, UnavailableError."""
+        body = {"model": model, "prompt": prompt, "max_tokens": tokens, "temperature": 0, "ignore_eos": True}
+        reply = await self._json("POST", f"{self.url}/completions", body, model)
+        return str(reply["choices"][0]["text"])
+
+    async def load_adapter(self, name: str, folder: str) -> None:
+        """For an engine whose resolver did not find it. Raises UnavailableError."""
+        body = {"lora_name": name, "lora_path": folder}
+        await self._json("POST", f"{self.url}/load_lora_adapter", body, name)
+
+    async def unload_adapter(self, name: str) -> None:
+        """The engine forgets the name; the next request that names it loads it anew. Raises UnavailableError."""
+        await self._json("POST", f"{self.url}/unload_lora_adapter", {"lora_name": name}, name)
+
     async def stream(
         self, messages: Sequence[Message], adapter: str | None, sampling: Sampling
     ) -> AsyncGenerator[Piece]:
-        """Closing the iterator ends the engine's work. Raises UnavailableError, NotFoundError (adapter), InvalidError."""
+        """Closing the iterator ends the engine's work. Raises UnavailableError, AdapterLostError, InvalidError."""
         model = await self.model()
         body: dict[str, Any] = {
             "model": adapter or model.base,
@@ -139,12 +155,13 @@ class Generator:
             raise UnavailableError("the engine broke off before the end of the answer", RETRY_AFTER)
         yield Piece(without_thinking.rest(), finish, usage or {})
 
-    async def _json(self, method: str, url: str, body: object = None) -> Any:
+    async def _json(self, method: str, url: str, body: object = None, adapter: str | None = None) -> Any:
         try:
             async with self._client().request(method, url, json=body) as reply:
                 if not reply.ok:
-                    raise _refusal(reply.status, await reply.text(), None)
-                return await reply.json(content_type=None)
+                    raise _refusal(reply.status, await reply.text(), adapter)
+                text = await reply.text()
+                return json.loads(text) if text.startswith(("{", "[")) else text
         except (*DOWN, json.JSONDecodeError) as error:
             raise self._down(error) from error
 
@@ -195,8 +212,8 @@ def _refusal(status: int, text: str, adapter: str | None) -> Exception:
     except (ValueError, AttributeError):
         said = text
     said = str(said)[:300]
-    if status == 404 and adapter:
-        return NotFoundError(f"the engine knows no adapter {adapter!r}")
+    if adapter and (status == 404 or "could not be loaded" in said):
+        return AdapterLostError(f"the engine does not find adapter {adapter!r}: {said}", RETRY_AFTER)
     if status in {400, 422}:
         return InvalidError(f"the engine refused the prompt: {said}")
     return UnavailableError(f"the engine answered {status}: {said}", RETRY_AFTER)

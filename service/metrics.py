@@ -32,6 +32,17 @@ class Metrics:
             "graft_engine_restarts", "Starts of the engine after it died", registry=self.registry
         )
 
+        self._live = Gauge("graft_adapter_live", "1 for the adapter that answers", ("adapter",), registry=self.registry)
+        self._loads = Histogram(
+            "graft_adapter_load_seconds",
+            "Time until the engine answers with an adapter, by load",
+            buckets=SECONDS,
+            registry=self.registry,
+        )
+        self._load_failures = Counter(
+            "graft_adapter_load_failures", "Loads that the engine refused or missed", registry=self.registry
+        )
+
     def answered(self, interaction: Interaction) -> None:
         adapter = interaction.adapter or ""
         self._answers.labels(interaction.source, adapter, interaction.finish_reason).inc()
@@ -53,6 +64,16 @@ class Metrics:
 
     def engine_restarted(self) -> None:
         self._engine_restarts.inc()
+
+    def adapter_live(self, name: str | None) -> None:
+        self._live.clear()
+        self._live.labels(name or "").set(1)
+
+    def adapter_loaded(self, seconds: float) -> None:
+        self._loads.observe(seconds)
+
+    def adapter_load_failed(self) -> None:
+        self._load_failures.inc()
 
     def text(self) -> bytes:
         return generate_latest(self.registry)

@@ -206,8 +206,59 @@ class FeedbackRequest(Request):
         return self
 
 
+class RegisterRequest(Request):
+    """`path`: a PEFT LoRA folder; `label` begins its name, left out the folder's own."""
+
+    path: Annotated[Text, Field(min_length=1, max_length=4096)]
+    label: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")] | None = None
+
+    @field_validator("label")
+    @classmethod
+    def _free(cls, label: str | None) -> str | None:
+        if label and label.startswith("graft-probe"):
+            raise ValueError("is kept for the adapters that an engine is tried with")
+        return label
+
+
+class ActivateRequest(Request):
+    """`collection`: give this one an adapter of its own; left out, the live adapter of all others changes."""
+
+    collection: CollectionName | None = None
+    why: Annotated[Text, Field(max_length=2_000)] | None = None
+
+
+class RollbackRequest(ActivateRequest):
+    """To the adapter before, or to the bare base; for a collection the base means: follow the live adapter again."""
+
+    to: Literal["previous", "base"] = "previous"
+
+
+class AdapterView(Frozen):
+    """`base`: the model that it was checked against; `size` in bytes; `checked`: its answers were compared with PEFT's.
+
+    `live`: it answers for every collection without an adapter of its own; `collections`: it is their own.
+    """
+
+    name: str
+    label: str
+    digest: str
+    base: str
+    rank: int
+    target_modules: tuple[str, ...]
+    size: int
+    parent: str | None
+    principal: str
+    created_at: datetime
+    checked: bool
+    manifest: dict[str, Any] | None
+    live: bool
+    collections: tuple[str, ...]
+
+
 class Dependency(Frozen):
-    state: Literal["ok", "starting", "down"]
+    """`off`: not in use, and nothing waits for it."""
+
+    state: Literal["ok", "starting", "down", "off"]
     detail: str = ""
 
 

@@ -106,9 +106,12 @@ class _Server(uvicorn.Server):
         yield
 
     async def serve_then_close(self, listening: socket.socket) -> None:
+        watching = asyncio.create_task(self._parts.adapters.watch(), name="adapter watch")
         try:
             await self.serve(sockets=[listening])
         finally:
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
             await self._parts.close()
 
 
@@ -149,7 +152,9 @@ async def _greet(url: str, question: str | None, console: Console) -> None:
         told = ""
         while not (ready := await asyncio.to_thread(client.ready)).ready:
             waiting = [
-                f"{name}: {one.detail or one.state}" for name, one in ready.dependencies.items() if one.state != "ok"
+                f"{name}: {one.detail or one.state}"
+                for name, one in ready.dependencies.items()
+                if one.state in {"starting", "down"}
             ]
             if (said := "; ".join(waiting)) != told:
                 told = said

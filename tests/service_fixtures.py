@@ -22,8 +22,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx
+import numpy as np
 import psutil
 import pytest
+from safetensors.numpy import save_file
 from sqlalchemy import select as sql_select
 
 from ingest import db
@@ -34,9 +36,9 @@ from service.records import Interaction, interactions
 CHECKOUT = Path(__file__).resolve().parent.parent
 Found = TypeVar("Found")
 GRAFT = Path(sys.executable).parent / "graft"
-ROOT_MODEL = "/models/wire-1b"
-ADAPTER = "tuned-1"
+ROOT_MODEL, BASE_NAME = "/models/wire-1b", "wire-1b"
 MAX_MODEL_LEN = 4096
+BUNDLED = "smollm2-135m-instruct"
 
 HERON = """# Heron H75 submersible pump
 
@@ -78,6 +80,7 @@ DOCUMENTS = {
     "policies/leave.md": LEAVE,
     "zh/handbook.md": HANDBOOK,
 }
+RESOLVER_FOLDERS: set[Path] = set()  # of all homes: where the engine at the wire looks for adapters
 IMPELLER = "What is the impeller of the H75 made of?"
 IMPELLER_ANSWER = ("The impeller", " of the H75 is made of", " high-chromium", " white iron.")
 
@@ -113,6 +116,9 @@ class WireEngine:
         self.reply = Reply()
         self.root = ROOT_MODEL  # the folder of the model that it says it serves
         self.asked: list[Asked] = []
+        self.adapters: set[str] = set()  # loaded
+        self.resolves = True  # an adapter that is not loaded is looked for in the resolver's folders
+        self.mixes = False  # an answer is made by whatever adapter was loaded last
         self.port = 0
         self._server: _Server | None = None
         self.start()
@@ -138,11 +144,12 @@ class WireEngine:
             with suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
         self._server = None
+        self.adapters.clear()
 
     def reset(self) -> None:
         if self._server is None:
             self.start()
-        self.reply, self.root = Reply(), ROOT_MODEL
+        self.reply, self.root, self.resolves, self.mixes = Reply(), ROOT_MODEL, True, False
         self.asked.clear()
 
     def say(self, *tokens: str, **others: Any) -> None:
@@ -150,6 +157,22 @@ class WireEngine:
 
     def last(self) -> Asked:
         return self.asked[-1]
+
+    def finds(self, model: str) -> bool:
+        """Whether it serves a model of this name; as vLLM with its filesystem resolver."""
+        if model == BASE_NAME or model in self.adapters:
+            return True
+        configs = [folder / model / "adapter_config.json" for folder in RESOLVER_FOLDERS] if self.resolves else []
+        found = next((file for file in configs if file.is_file()), None)
+        if found and json.loads(found.read_text())["base_model_name_or_path"] == self.root:
+            self.adapters.add(model)
+            return True
+        return False
+
+    def completion(self, model: str, prompt: str) -> str:
+        """What a model says to a prompt: always the same, and each its own."""
+        last = sorted(self.adapters)[-1] if self.mixes and self.adapters else model
+        return f"{last} says to {prompt}"
 
 
 class _Server(ThreadingHTTPServer):
@@ -185,9 +208,9 @@ class _Handler(BaseHTTPRequestHandler):
         if self.path == "/health":
             self._json(200, {})
         elif self.path == "/v1/models":
-            base = {"id": "wire-1b", "root": self.server.engine.root, "parent": None, "max_model_len": MAX_MODEL_LEN}
-            adapter = {"id": ADAPTER, "root": "/adapters/1", "parent": "wire-1b"}
-            self._json(200, {"object": "list", "data": [adapter, base]})
+            base = {"id": BASE_NAME, "root": self.server.engine.root, "parent": None, "max_model_len": MAX_MODEL_LEN}
+            loaded = [{"id": one, "root": "/", "parent": BASE_NAME} for one in sorted(self.server.engine.adapters)]
+            self._json(200, {"object": "list", "data": [*loaded, base]})
         else:
             self._json(404, {"error": {"message": "no such path"}})
 
@@ -201,14 +224,32 @@ class _Handler(BaseHTTPRequestHandler):
             self._json(200, {"data": rows})
         elif self.path == "/v1/chat/completions":
             self._chat(body)
+        elif self.path == "/v1/completions":
+            if self._found(body["model"]):
+                text = self.server.engine.completion(body["model"], body["prompt"])
+                self._json(200, {"choices": [{"text": text, "finish_reason": "length"}]})
+        elif self.path == "/v1/load_lora_adapter":
+            if Path(body["lora_path"]).is_dir():
+                self.server.engine.adapters.add(body["lora_name"])
+                self._json(200, "Success: LoRA adapter added successfully.")
+            else:
+                self._json(404, {"error": {"message": "No adapter found"}})
+        elif self.path == "/v1/unload_lora_adapter":
+            self.server.engine.adapters.discard(body["lora_name"])
+            self._json(200, "Success: LoRA adapter removed successfully.")
         else:
             self._json(404, {"error": {"message": "no such path"}})
+
+    def _found(self, model: str) -> bool:
+        found = self.server.engine.finds(model)
+        if not found:
+            self._json(404, {"error": {"message": f"The model `{model}` does not exist."}})
+        return found
 
     def _chat(self, body: dict[str, Any]) -> None:
         asked, reply = Asked(body), self.server.engine.reply
         self.server.engine.asked.append(asked)
-        if body["model"] not in {"wire-1b", ADAPTER}:
-            self._json(404, {"error": {"message": f"The model `{body['model']}` does not exist."}})
+        if not self._found(body["model"]):
             return
         if reply.status != 200:
             self._json(reply.status, {"error": {"message": reply.error}})
@@ -343,6 +384,8 @@ def environment(home: Path, **settings: str) -> dict[str, str]:
     ours = {key: value for key, value in os.environ.items() if not key.startswith(("SERVICE_", "INGEST_", "GRAFT_"))}
     models = os.environ.get("GRAFT_MODELS", str(CHECKOUT / ".models"))
     base = {"GRAFT_HOME": str(home), "GRAFT_MODELS": models, "INGEST_EMBEDDER_RUNTIME": "onnxruntime"}
+    base["SERVICE_LLM_MODEL_FOLDER"] = f"{models}/{BUNDLED}"  # what the engine at the wire says to serve
+    RESOLVER_FOLDERS.add(home / "adapters")
     return {**ours, **base, "SERVICE_PORT": "0", **settings}
 
 
@@ -436,6 +479,34 @@ def hit(text: str, n: int = 1, start: int = 0, **fields: Any) -> Hit:
     return Hit.model_validate({**known, "text": text, "start": start, "end": start + len(text), **fields})
 
 
+def write_lora(folder: Path, seed: int = 1, **config: Any) -> Path:
+    """A small PEFT LoRA for the bundled model, as PEFT writes it: queries and values of the first two layers."""
+    rank = config.get("r", 4)
+    random = np.random.default_rng(seed)
+    tensors = {}
+    for layer in (0, 1):
+        for name, out in (("q_proj", 576), ("v_proj", 192)):
+            module = f"base_model.model.model.layers.{layer}.self_attn.{name}"
+            tensors[f"{module}.lora_A.weight"] = random.standard_normal((rank, 576), np.float32) * 0.05
+            tensors[f"{module}.lora_B.weight"] = random.standard_normal((out, rank), np.float32) * 0.05
+    return write_lora_folder(folder, tensors, **{"r": rank} | config)
+
+
+def write_lora_folder(folder: Path, tensors: Mapping[str, Any], **config: Any) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(dict(tensors), str(folder / "adapter_model.safetensors"))
+    known = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": "HuggingFaceTB/SmolLM2-135M-Instruct",
+        "lora_alpha": 8,
+        "target_modules": ["q_proj", "v_proj"],
+        "bias": "none",
+    }
+    (folder / "adapter_config.json").write_text(json.dumps(known | config))
+    return folder
+
+
 @pytest.fixture(scope="session")
 def wire_engine() -> Iterator[WireEngine]:
     engine = WireEngine()
@@ -460,6 +531,17 @@ def started(tmp_path_factory: pytest.TempPathFactory, wire_engine: WireEngine) -
     with running(home, root, "--no-engine", "--ingest", "docs", SERVICE_LLM_URL=wire_engine.url) as service:
         until(lambda: is_ready(service), 120)
         yield service
+
+
+@pytest.fixture(scope="session")
+def adapter(started: Service) -> str:
+    """One that is registered in `service`, and neither live nor pinned."""
+    until(lambda: is_ready(started), 60)
+    reply = started.http.post(
+        "/adapters", json={"path": str(write_lora(started.root / "loras/tuned")), "label": "tuned"}
+    )
+    assert reply.status_code == 201, reply.text
+    return str(reply.json()["name"])
 
 
 @pytest.fixture

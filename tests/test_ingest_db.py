@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from sqlalchemy import Column, Engine, Integer, MetaData, Table, create_engine, insert, inspect, select, text
 
 import ingest.catalog
+import service.adapters
 import service.records  # noqa: F401  (declares its tables)
 from ingest.db import Compressed, Utc, connect, metadata, migrate
 from ingest.errors import SettingsError

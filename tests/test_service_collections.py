@@ -26,11 +26,11 @@ def test_default_cannot_be_deleted(service: Service) -> None:
     assert service.http.get("/collections/default").json()["documents"] == len(DOCUMENTS)
 
 
-def test_put_creates_changes_and_leaves_out(service: Service) -> None:
-    created = service.http.put("/collections/shelf", json={"threshold": 0.3, "adapter": "tuned-1"})
+def test_put_creates_changes_and_leaves_out(service: Service, adapter: str) -> None:
+    created = service.http.put("/collections/shelf", json={"threshold": 0.3, "adapter": adapter})
     assert created.status_code == 200
     changed = service.http.put("/collections/shelf", json={"prompt": "cited", "retrieval": {"top_k": 3}}).json()
-    assert (changed["threshold"], changed["adapter"], changed["prompt"]) == (0.3, "tuned-1", "cited")
+    assert (changed["threshold"], changed["adapter"], changed["prompt"]) == (0.3, adapter, "cited")
     assert changed["retrieval"]["top_k"] == 3
     assert changed["created_at"] == created.json()["created_at"]
     unset = service.http.put("/collections/shelf", json={"threshold": None, "adapter": None}).json()

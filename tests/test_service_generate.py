@@ -5,10 +5,10 @@ from collections.abc import Iterator
 
 import pytest
 from pydantic import SecretStr
-from service_fixtures import ADAPTER, MAX_MODEL_LEN, ROOT_MODEL, Reply, WireEngine, until
+from service_fixtures import MAX_MODEL_LEN, ROOT_MODEL, Reply, WireEngine, until
 
-from ingest.errors import InvalidError, NotFoundError, UnavailableError
-from service.generate import Generator, Piece, Sampling, ThinkingFilter, strip_thinking
+from ingest.errors import InvalidError, UnavailableError
+from service.generate import AdapterLostError, Generator, Piece, Sampling, ThinkingFilter, strip_thinking
 from service.prompt import Message
 
 QUESTION: list[Message] = [{"role": "user", "content": "two words"}]
@@ -77,12 +77,13 @@ def test_text_finish_reason_and_usage(engine: WireEngine) -> None:
 
 
 def test_what_the_engine_is_asked(engine: WireEngine) -> None:
+    engine.adapters.add("tuned")
     generate(engine.url)
-    generate(engine.url, ADAPTER)
+    generate(engine.url, "tuned")
     body = engine.asked[0].body
     assert (body["model"], body["messages"], body["max_tokens"], body["temperature"]) == ("wire-1b", QUESTION, 7, 0.5)
     assert body["stream"] is True
-    assert engine.asked[1].body["model"] == ADAPTER
+    assert engine.asked[1].body["model"] == "tuned"
 
 
 def test_reasoning_content_is_ignored(engine: WireEngine) -> None:
@@ -94,12 +95,13 @@ def test_model_is_told_from_its_adapters(engine: WireEngine) -> None:
     async def asked() -> tuple[object, int]:
         generator = Generator(engine.url, None, 20)
         try:
+            engine.adapters.add("tuned")
             return await generator.model(), await generator.count_tokens(QUESTION)
         finally:
             await generator.close()
 
     model, tokens = asyncio.run(asked())
-    assert model == ("wire-1b", ROOT_MODEL, MAX_MODEL_LEN, frozenset({ADAPTER}))
+    assert model == ("wire-1b", ROOT_MODEL, MAX_MODEL_LEN)
     assert tokens == 2
 
 
@@ -138,8 +140,8 @@ def test_silent_engine_is_unavailable(engine: WireEngine) -> None:
     until(engine.last().gone.is_set, 5)
 
 
-def test_unknown_adapter_is_not_found(engine: WireEngine) -> None:
-    with pytest.raises(NotFoundError, match="'nobody'"):
+def test_unknown_adapter_is_lost(engine: WireEngine) -> None:
+    with pytest.raises(AdapterLostError, match="'nobody'"):
         generate(engine.url, "nobody")
 
 

@@ -16,7 +16,7 @@ def test_ready_names_each_dependency(service: Service) -> None:
     body = reply.json()
     assert body["ready"] is True
     assert {name: one["state"] for name, one in body["dependencies"].items()} == dict.fromkeys(
-        ("database", "index", "jobs", "engine"), "ok"
+        ("database", "index", "jobs", "engine", "adapters"), "ok"
     )
     assert re.match(r"\d+ chunks", body["dependencies"]["index"]["detail"])
 
@@ -59,7 +59,7 @@ def test_description_loads(service: Service) -> None:
         "/ingest", "/jobs/{job_id}", "/jobs/{job_id}/events", "/jobs/{job_id}/cancel", "/collections",
         "/collections/{name}", "/query", "/retrieve", "/documents", "/documents/{document_id}",
         "/documents/{document_id}/text", "/feedback", "/interactions/{interaction_id}", "/health/live", "/health/ready",
-        "/metrics",
+        "/metrics", "/adapters", "/adapters/{name}", "/adapters/{name}/activate", "/adapters/rollback", "/adapters/moves",
     }  # fmt: skip
     assert promised <= set(paths)
     assert not any(path.startswith("/v1") for path in paths)

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 from service_fixtures import (
-    ADAPTER,
+    BUNDLED,
     IMPELLER,
     IMPELLER_ANSWER,
     MAX_MODEL_LEN,
@@ -21,6 +21,7 @@ from service_fixtures import (
     WireEngine,
     count_tokens,
     events,
+    is_ready,
     recorded,
     until,
 )
@@ -229,17 +230,19 @@ def test_unknown_filter_field_is_refused_by_name(service: Service) -> None:
 # adapters
 
 
-def test_known_adapter_is_used_and_recorded(service: Service, wire: WireEngine) -> None:
-    answer = service.answer(adapter=ADAPTER)
-    assert answer["adapter"] == ADAPTER
-    assert wire.last().body["model"] == ADAPTER
+def test_known_adapter_is_used_and_recorded(service: Service, wire: WireEngine, adapter: str) -> None:
+    answer = service.answer(adapter=adapter)
+    assert answer["adapter"] == adapter
+    assert wire.last().body["model"] == adapter
     held = service.interaction(answer["interaction_id"])
-    assert (held["adapter"], held["base_model"]) == (ADAPTER, ROOT_MODEL)
+    assert (held["adapter"], held["base_model"]) == (adapter, ROOT_MODEL)
 
 
-def test_collection_names_the_adapter_and_null_is_the_bare_base(service: Service, wire: WireEngine) -> None:
-    with collection_with(service, adapter=ADAPTER):
-        assert service.answer()["adapter"] == ADAPTER
+def test_collection_names_the_adapter_and_null_is_the_bare_base(
+    service: Service, wire: WireEngine, adapter: str
+) -> None:
+    with collection_with(service, adapter=adapter):
+        assert service.answer()["adapter"] == adapter
         assert service.answer(adapter=None)["adapter"] is None
         assert wire.last().body["model"] == "wire-1b"
 
@@ -313,12 +316,19 @@ def rebuilt(service: Service, answer: dict[str, Any]) -> list[Any]:
 
 @pytest.fixture
 def bundled(service: Service, wire: WireEngine) -> Iterator[WireEngine]:
-    """The engine serves the bundled model, for a while: a question for an unknown adapter makes the service look anew."""
-    wire.root = str(IngestSettings().models / "smollm2-135m-instruct")
-    assert service.ask(adapter="nobody").status_code == 404
+    """The engine serves the bundled model, for a while: an answer that fails makes the service look anew."""
+    wire.root = str(IngestSettings().models / BUNDLED)
+    forget_model(service, wire)
     yield wire
     wire.reset()
-    assert service.ask(adapter="nobody").status_code == 404
+    forget_model(service, wire)
+
+
+def forget_model(service: Service, wire: WireEngine) -> None:
+    wire.reply = Reply(status=500, error="another engine by now")
+    assert service.ask().status_code == 503
+    wire.reply = Reply()
+    wire.asked.clear()
 
 
 def test_bundled_models_supported_answer_stands(service: Service, bundled: WireEngine) -> None:
@@ -346,9 +356,9 @@ def test_bundled_model_is_not_asked_in_a_language_that_it_does_not_read(service:
     assert not bundled.asked
 
 
-def test_adapter_on_the_bundled_model_speaks_for_itself(service: Service, bundled: WireEngine) -> None:
+def test_adapter_on_the_bundled_model_speaks_for_itself(service: Service, bundled: WireEngine, adapter: str) -> None:
     bundled.say("It is cast from pure gold.")
-    answer = service.answer(adapter=ADAPTER)
+    answer = service.answer(adapter=adapter)
     assert (answer["answer"], answer["finish_reason"]) == ("It is cast from pure gold.", "stop")
     assert answer["citations"] == []
 
@@ -408,7 +418,7 @@ def test_engine_down_and_back(service: Service, wire: WireEngine) -> None:
     assert ready.json()["dependencies"]["index"]["state"] == "ok"
     wire.start()
     assert service.answer()["answer"] == ANSWER
-    assert service.http.get("/health/ready").status_code == 200
+    until(lambda: is_ready(service), 30)
 
 
 @pytest.mark.parametrize(

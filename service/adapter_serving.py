@@ -1,0 +1,157 @@
+"""Keeps the engine and the registry in agreement: tries each start of an engine, loads adapters, says what may be served.
+
+Until an engine has passed the trial it is given no adapter, so that no answer is made by another one (`lora_probe`).
+"""
+
+import asyncio
+import logging
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Literal
+
+from ingest.errors import GraftError, SettingsError, UnavailableError
+from service.adapters import ALL, Adapter, Move, Registry
+from service.base_model import BaseModel, read_base
+from service.generate import AdapterLostError, Generator
+from service.lora_probe import MixingError, try_engine
+from service.metrics import Metrics
+from service.preflight import Limits
+from service.settings import ServiceSettings
+
+logger = logging.getLogger(__name__)
+WATCH_SECONDS = 1.0
+AGAIN_SECONDS = 30.0  # until an engine that could not be tried is tried again
+State = Literal["starting", "ok", "off"]
+
+
+class AdapterServing:
+    """`state`: "ok" once the engine has passed; "off" when it is given no adapters, `detail` says why."""
+
+    def __init__(self, registry: Registry, generator: Generator, settings: ServiceSettings, metrics: Metrics) -> None:
+        self.registry = registry
+        self.generator = generator
+        self.metrics = metrics
+        self.limits = Limits(settings.adapter_roots, settings.max_lora_rank, settings.max_adapter_mb)
+        self.state: State = "starting"
+        self.detail = "waiting for the engine"
+        self._substitute = settings.llm_model_folder
+        self._base: BaseModel | None = None  # of the engine that was tried last
+        self._registering = asyncio.Lock()
+
+    async def watch(self) -> None:
+        """Runs for the length of the service: tries the engine whenever it has come up."""
+        tried = False
+        again = 0.0
+        while True:
+            healthy = bool(self.generator.url) and await self.generator.healthy()
+            if not healthy:
+                tried = False
+                self.engine_restarted()
+            elif not tried or self.state == "starting" or (self.state == "off" and time.monotonic() > again > 0):
+                again = 0.0 if await self._try() else time.monotonic() + AGAIN_SECONDS
+                tried = True
+            await asyncio.sleep(WATCH_SECONDS)
+
+    def engine_restarted(self) -> None:
+        """What was found of the engine no longer holds."""
+        self.state, self.detail = "starting", "waiting for the engine"
+
+    async def base(self) -> BaseModel:
+        """What the engine serves. Raises UnavailableError, SettingsError."""
+        root = (await self.generator.model()).root
+        return await asyncio.to_thread(read_base, root, self._substitute)
+
+    async def register(self, source: Path, label: str, principal: str) -> tuple[Adapter, bool]:
+        """-> the adapter, loaded, and whether it is new. Raises AdapterRefusedError, ConflictError, UnavailableError."""
+        async with self._registering:
+            base = await self.base()
+            adapter, new = await asyncio.to_thread(self.registry.register, source, label, base, self.limits, principal)
+        if self.state == "ok":
+            await self.load(adapter.name)
+        return adapter, new
+
+    async def activate(self, name: str | None, collection: str, principal: str, why: str | None) -> Move:
+        """The pointer moves once the engine has the adapter. Raises NotFoundError, UnavailableError."""
+        if name is not None:
+            await self.ready(name)
+        return await self._moved(await asyncio.to_thread(self.registry.activate, name, collection, principal, why))
+
+    async def roll_back(self, collection: str, principal: str, why: str | None) -> Move:
+        """Raises ConflictError when there is nothing to undo, UnavailableError."""
+        before = await asyncio.to_thread(self.registry.before, collection)
+        if before is not None:
+            await self.ready(before)
+        return await self._moved(await asyncio.to_thread(self.registry.roll_back, collection, principal, why))
+
+    async def check(self, adapter: Adapter) -> None:
+        """Raises UnavailableError when the engine is not to be asked for it: an answer is never made by another."""
+        if self.state != "ok":
+            raise UnavailableError(f"adapter {adapter.name!r} cannot answer now: {self.detail}; try again")
+        if adapter.retired_at:
+            raise UnavailableError(f"adapter {adapter.name!r} was deleted; activate another, or roll back")
+        base = self._base
+        if base is None or base.root != (await self.generator.model()).root:
+            base = await self.base()
+        if adapter.base != base.identity:
+            raise UnavailableError(
+                f"adapter {adapter.name!r} belongs to {adapter.base!r}, and the engine serves {base.identity!r}: activate an "
+                "adapter of that model, or roll back to the base"
+            )
+
+    async def load(self, name: str) -> None:
+        """The engine finds the adapter by its resolver, at its first request; else it is told of the folder.
+
+        Raises UnavailableError.
+        """
+        started = time.perf_counter()
+        try:
+            try:
+                await self.generator.complete(name, "a", 1)
+            except AdapterLostError as lost:
+                logger.warning("adapter lost: %s", lost)
+                await self.generator.load_adapter(name, str(self.registry.folder / name))
+                await self.generator.complete(name, "a", 1)
+        except GraftError as error:
+            self.metrics.adapter_load_failed()
+            raise UnavailableError(f"the engine did not load adapter {name!r}: {error}") from error
+        self.metrics.adapter_loaded(time.perf_counter() - started)
+
+    async def ready(self, name: str) -> None:
+        """Checks and loads it. Raises NotFoundError, UnavailableError."""
+        await self.check(await asyncio.to_thread(self.registry.adapter, name))
+        await self.load(name)
+
+    async def _moved(self, move: Move) -> Move:
+        logger.info("adapter pointer moved", extra=move.model_dump(mode="json", exclude={"at"}))
+        await asyncio.to_thread(self._show_live)
+        return move
+
+    def _show_live(self) -> None:
+        self.metrics.adapter_live(self.registry.pointers().get(ALL))
+
+    async def _try(self) -> bool:
+        """-> whether something is known for sure: that the engine may be given adapters, or that it may not."""
+        self.state, self.detail = "starting", "the engine is being tried with adapters"
+        self.generator.forget_model()
+        try:
+            base = self._base = await self.base()
+            await asyncio.to_thread(self.registry.restate_base, base)
+            await try_engine(self.generator, self.registry.folder, base)
+            pointers = await asyncio.to_thread(self.registry.pointers)
+            living = {one.name for one in await asyncio.to_thread(self.registry.adapters) if one.base == base.identity}
+            for name in {name for name in pointers.values() if name in living}:
+                with suppress(UnavailableError):  # its queries say so
+                    await self.load(name)
+            await asyncio.to_thread(self._show_live)
+        except (MixingError, SettingsError) as error:
+            self.state, self.detail = "off", f"the engine is given no adapters: {error}"
+        except (GraftError, OSError) as error:
+            self.state, self.detail = "off", f"the engine could not be tried with adapters: {error}"
+            logger.warning("%s", self.detail)
+            return False
+        else:
+            self.state, self.detail = "ok", f"{len(living)} registered"
+            return True
+        logger.error("%s", self.detail)
+        return True

@@ -1,0 +1,331 @@
+"""The adapter registry: immutable versions, one movable pointer for each collection and one for all others.
+
+An adapter's name carries a hash of its weights, configuration and base, and never comes back for another: the engine's
+prefix cache is keyed by it. The pointer is the last of its moves, which are only ever appended. Knows nothing of the engine.
+"""
+
+import shutil
+import threading
+import uuid
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Column,
+    Connection,
+    Engine,
+    Integer,
+    RowMapping,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+    func,
+    insert,
+    select,
+    update,
+)
+from sqlalchemy.exc import IntegrityError
+
+from ingest.catalog import now
+from ingest.db import Utc, metadata
+from ingest.errors import ConflictError, InvalidError, NotFoundError, UnavailableError
+from ingest.schemas import Frozen
+from service.base_model import BaseModel
+from service.preflight import CONFIG, Limits, take_in, write_config
+
+Role = Literal["answer"]
+ALL = ""  # the pointer that every collection without one of its own follows
+PROBE_LABEL = "graft-probe"  # of the adapters that an engine is tried with
+
+adapters = Table(
+    "adapters",
+    metadata,
+    Column("name", String(128), primary_key=True),
+    Column("label", String(64), nullable=False),
+    Column("digest", String(64), nullable=False, unique=True),
+    Column("created_at", Utc, nullable=False),
+    Column("principal", String(128), nullable=False),
+    Column("base", String(512), nullable=False),
+    Column("rank", Integer, nullable=False),
+    Column("target_modules", JSON, nullable=False),
+    Column("size", BigInteger, nullable=False),
+    Column("config", JSON, nullable=False),
+    Column("manifest", JSON),
+    Column("retired_at", Utc),
+)
+
+moves = Table(
+    "adapter_moves",
+    metadata,
+    Column("seq", Integer, primary_key=True),
+    Column("at", Utc, nullable=False),
+    Column("principal", String(128), nullable=False),
+    Column("role", String(32), nullable=False),
+    Column("collection", String(64), nullable=False),
+    Column("previous", Integer, nullable=False),
+    Column("kind", String(16), nullable=False),
+    Column("from_name", String(128)),
+    Column("to_name", String(128)),
+    Column("why", Text),
+    UniqueConstraint("role", "collection", "previous", name="uq_adapter_moves_previous"),
+)
+
+
+class Adapter(Frozen):
+    """A registered LoRA. `base`: the identity of the model that it was checked against; `size` in bytes."""
+
+    name: str
+    label: str
+    digest: str
+    created_at: datetime
+    principal: str
+    base: str
+    rank: int
+    target_modules: tuple[str, ...]
+    size: int
+    config: dict[str, Any]
+    manifest: dict[str, Any] | None = None
+    retired_at: datetime | None = None
+
+
+class Move(Frozen):
+    """One move of a pointer; `to_name` null is the bare base, or for a collection: follow the live pointer."""
+
+    seq: int
+    at: datetime
+    principal: str
+    role: Role
+    collection: str | None
+    kind: Literal["activate", "rollback"]
+    from_name: str | None
+    to_name: str | None
+    why: str | None
+
+
+class Registry:
+    """Calls block. `folder` is the one that the engine's resolver reads: a registered adapter is a folder of its name."""
+
+    def __init__(self, engine: Engine, folder: Path, at_most: int) -> None:
+        self.engine = engine
+        self.folder = folder
+        self.at_most = at_most
+        self._changing = threading.Lock()
+        folder.mkdir(parents=True, exist_ok=True)
+        for unfinished in folder.glob(".staging-*"):
+            shutil.rmtree(unfinished, ignore_errors=True)
+
+    def register(
+        self, source: Path, label: str, base: BaseModel, limits: Limits, principal: str
+    ) -> tuple[Adapter, bool]:
+        """-> the adapter, and whether it is new here. The same weights, configuration and base are one adapter.
+
+        Raises AdapterRefusedError, ConflictError (no room), UnavailableError (the copy could not be written).
+        """
+        staging = self.folder / f".staging-{uuid.uuid4()}"
+        try:
+            staging.mkdir()
+            found = take_in(source, staging, base, limits)
+            with self._changing:
+                held = self._by_digest(found.digest)
+                if held and not held.retired_at:
+                    return held, False
+                if len(self.adapters()) >= self.at_most:
+                    raise ConflictError(
+                        f"{self.at_most} adapters are registered, as many as SERVICE_MAX_CPU_LORAS lets the engine hold; "
+                        "delete one first"
+                    )
+                name = held.name if held else f"{label}-{found.digest[:8]}"
+                self._place(staging, name)
+                write_config(self.folder / name, found.config, base.root)
+                if held:
+                    return self._revived(held, found.manifest, principal), True
+                adapter = Adapter(
+                    name=name,
+                    label=label,
+                    digest=found.digest,
+                    created_at=now(),
+                    principal=principal,
+                    base=base.identity,
+                    rank=found.rank,
+                    target_modules=found.target_modules,
+                    size=found.size,
+                    config=found.config,
+                    manifest=found.manifest,
+                )
+                self._insert(adapter)
+                return adapter, True
+        except OSError as error:
+            raise UnavailableError(
+                f"the adapter could not be copied to {str(self.folder)!r}: {error.strerror}"
+            ) from error
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+
+    def adapter(self, name: str) -> Adapter:
+        """Raises NotFoundError, also for a retired one."""
+        with self.engine.connect() as connection:
+            row = _row(connection, name)
+        if row is None or row["retired_at"]:
+            raise NotFoundError(f"there is no adapter {name!r}")
+        return Adapter.model_validate(dict(row))
+
+    def adapters(self) -> list[Adapter]:
+        """Those not retired, oldest first."""
+        query = select(adapters).where(adapters.c.retired_at.is_(None)).order_by(adapters.c.created_at)
+        with self.engine.connect() as connection:
+            return [Adapter.model_validate(dict(row)) for row in connection.execute(query).mappings()]
+
+    def retire(self, name: str) -> None:
+        """The name stops at once; the folder stays until `purge`. Raises NotFoundError, ConflictError (in use)."""
+        with self._changing:
+            self.adapter(name)
+            pointed = [collection for collection, to in self.pointers().items() if to == name]
+            if pointed:
+                where = ", ".join(f"collection {one!r}" if one else "all collections" for one in pointed)
+                raise ConflictError(f"adapter {name!r} answers for {where}; activate another or roll back first")
+            with self.engine.begin() as connection:
+                connection.execute(update(adapters).where(adapters.c.name == name).values(retired_at=now()))
+
+    def purge(self) -> list[str]:
+        """Removes the folders of retired adapters. Only while no engine runs: one that was told of a folder needs it.
+
+        -> the names.
+        """
+        query = select(adapters.c.name).where(adapters.c.retired_at.is_not(None))
+        with self._changing, self.engine.connect() as connection:
+            gone = [name for name in connection.execute(query).scalars() if (self.folder / name).is_dir()]
+            for name in gone:
+                shutil.rmtree(self.folder / name, ignore_errors=True)
+        return gone
+
+    def pointers(self) -> dict[str, str | None]:
+        """-> by collection (ALL for the live one), the adapter that its pointer names."""
+        last = select(func.max(moves.c.seq)).group_by(moves.c.role, moves.c.collection)
+        query = select(moves.c.collection, moves.c.to_name).where(moves.c.seq.in_(last))
+        with self.engine.connect() as connection:
+            return {row.collection: row.to_name for row in connection.execute(query)}
+
+    def chosen(self, collection: str) -> Adapter | None:
+        """The adapter that answers for a collection: its own, else the live one; None is the bare base."""
+        with self.engine.connect() as connection:
+            own = _last(connection, collection)
+            name = own["to_name"] if own and own["to_name"] else None
+            if name is None:
+                live = _last(connection, ALL)
+                name = live["to_name"] if live else None
+            row = _row(connection, name) if name else None
+        return Adapter.model_validate(dict(row)) if row else None
+
+    def activate(self, name: str | None, collection: str, principal: str, why: str | None) -> Move:
+        """Moves a pointer; `collection` ALL is the live one, None for `name` the bare base. Raises NotFoundError."""
+        with self._changing:
+            if name is not None:
+                self.adapter(name)
+            return self._move("activate", name, collection, principal, why)
+
+    def roll_back(self, collection: str, principal: str, why: str | None) -> Move:
+        """Undoes the last activation that was not rolled back. Raises ConflictError when there is none."""
+        with self._changing:
+            return self._move("rollback", self.before(collection), collection, principal, why)
+
+    def before(self, collection: str) -> str | None:
+        """Where a roll-back leads: the adapter before the current one that still exists. Raises ConflictError."""
+        living = {adapter.name for adapter in self.adapters()}
+        stack: list[str | None] = [None]
+        for move in self.moves(collection):
+            if move.kind == "rollback":
+                while len(stack) > 1 and stack[-1] != move.to_name:
+                    stack.pop()
+            elif stack[-1] != move.to_name:
+                stack.append(move.to_name)
+        current = stack.pop()
+        while stack and (stack[-1] == current or not (stack[-1] is None or stack[-1] in living)):
+            stack.pop()
+        if not stack:
+            raise ConflictError("no activation is left to roll back")
+        return stack[-1]
+
+    def moves(self, collection: str | None = None) -> list[Move]:
+        """Of one pointer or of all, oldest first."""
+        query = select(moves).order_by(moves.c.seq)
+        if collection is not None:
+            query = query.where(moves.c.collection == collection)
+        with self.engine.connect() as connection:
+            return [_as_move(row) for row in connection.execute(query).mappings()]
+
+    def restate_base(self, base: BaseModel) -> None:
+        """Writes the engine's present name of the base into every copy made for it; the resolver compares it."""
+        for adapter in self.adapters():
+            if adapter.base == base.identity and (self.folder / adapter.name).is_dir():
+                write_config(self.folder / adapter.name, adapter.config, base.root)
+
+    def _move(self, kind: str, to: str | None, collection: str, principal: str, why: str | None) -> Move:
+        while True:
+            try:
+                with self.engine.begin() as connection:
+                    last = _last(connection, collection)
+                    row = {
+                        "at": now(),
+                        "principal": principal,
+                        "role": "answer",
+                        "collection": collection,
+                        "previous": last["seq"] if last else 0,
+                        "kind": kind,
+                        "from_name": last["to_name"] if last else None,
+                        "to_name": to,
+                        "why": why,
+                    }
+                    inserted = connection.execute(insert(moves).values(**row)).inserted_primary_key
+                    assert inserted is not None
+                    return _as_move({**row, "seq": inserted[0]})
+            except IntegrityError:
+                continue  # another process moved the same pointer first: this move follows that one
+
+    def _place(self, staging: Path, name: str) -> None:
+        """The folder of a name holds the weights that the name stands for, or is not there."""
+        target = self.folder / name
+        if (target / CONFIG).is_file():
+            return
+        shutil.rmtree(target, ignore_errors=True)
+        staging.rename(target)
+
+    def _insert(self, adapter: Adapter) -> None:
+        try:
+            with self.engine.begin() as connection:
+                connection.execute(insert(adapters).values(**adapter.model_dump()))
+        except IntegrityError as error:
+            raise InvalidError(f"the name {adapter.name!r} stands for other weights; choose another label") from error
+
+    def _revived(self, held: Adapter, manifest: dict[str, Any] | None, principal: str) -> Adapter:
+        values = {"retired_at": None, "created_at": now(), "principal": principal, "manifest": manifest}
+        with self.engine.begin() as connection:
+            connection.execute(update(adapters).where(adapters.c.name == held.name).values(**values))
+        return held.model_copy(update=values)
+
+    def _by_digest(self, digest: str) -> Adapter | None:
+        with self.engine.connect() as connection:
+            row = connection.execute(select(adapters).where(adapters.c.digest == digest)).mappings().first()
+        return Adapter.model_validate(dict(row)) if row else None
+
+
+def pinned(pointers: dict[str, str | None], name: str) -> Sequence[str]:
+    """The collections that have an adapter of their own, this one."""
+    return [collection for collection, to in pointers.items() if collection and to == name]
+
+
+def _row(connection: Connection, name: str) -> RowMapping | None:
+    return connection.execute(select(adapters).where(adapters.c.name == name)).mappings().first()
+
+
+def _last(connection: Connection, collection: str) -> RowMapping | None:
+    query = select(moves).where(moves.c.role == "answer", moves.c.collection == collection)
+    return connection.execute(query.order_by(moves.c.seq.desc()).limit(1)).mappings().first()
+
+
+def _as_move(row: Mapping[Any, Any]) -> Move:
+    return Move.model_validate({key: row[key] for key in Move.model_fields} | {"collection": row["collection"] or None})
