@@ -14,6 +14,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from benchmarks import (
+    adapter_swap,
     adapter_tokens,
     embedder_quality,
     example_answers,
@@ -32,6 +33,7 @@ BENCHMARKS: dict[str, Callable[[Options], list[Row]]] = {
     "embedder_quality": embedder_quality.run,
     "example_answers": example_answers.run,
     "adapter_tokens": adapter_tokens.run,
+    "adapter_swap": adapter_swap.run,
 }
 
 

@@ -5,24 +5,16 @@ does. Shown by half of the questions: the prompt was chosen on `dev`; `test` was
 """
 
 import json
-import os
 import re
-import socket
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
 from benchmarks.report import Options, Row, say, shown, skipped
-from ingest.errors import GraftError
+from benchmarks.service_process import with_engine
 from ingest.settings import CHECKOUT
 from service.client import Client
 from service.schemas import QueryRequest
 
 QUESTIONS = CHECKOUT / "tests" / "example_questions.json"
-READY_SECONDS = 900
 
 
 class Asked(NamedTuple):
@@ -39,7 +31,7 @@ def run(options: Options) -> list[Row]:
     questions = json.loads(QUESTIONS.read_text())
     if options.quick:
         questions = questions[:2]
-    with _served(options) as client:
+    with with_engine(options.scratch / "example-answers") as url, Client(url) as client:
         asked = [_ask(client, question) for question in questions]
     rows = []
     for language in ("en", "zh"):
@@ -58,28 +50,6 @@ def _ask(client: Client, question: dict[str, str | None]) -> Asked:
     sourced = gold is not None and any(_bare(gold) in _bare(citation.quote) for citation in answer.citations)
     say(f"{'right' if right else 'wrong' if gold else '-----'} {question['question']} | {answer.answer}")
     return Asked(str(question["language"]), str(question["split"]), gold is not None, right, sourced)
-
-
-@contextmanager
-def _served(options: Options) -> Iterator[Client]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    environment = {**os.environ, "GRAFT_HOME": str(options.scratch / "example-answers"), "SERVICE_PORT": str(port)}
-    command = [sys.executable, "-c", "from service.cli import main; main()", "up", "--ingest", "examples"]
-    process = subprocess.Popen(command, cwd=CHECKOUT, env=environment, stdin=subprocess.DEVNULL, stdout=sys.stderr)
-    try:
-        with Client(f"http://127.0.0.1:{port}") as client:
-            end = time.monotonic() + READY_SECONDS
-            while process.poll() is None and time.monotonic() < end:
-                with suppress(GraftError):
-                    if client.ready().ready:
-                        break
-                time.sleep(1)
-            yield client
-    finally:
-        process.terminate()
-        process.wait(60)
 
 
 def _bare(text: str) -> str:

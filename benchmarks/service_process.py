@@ -2,22 +2,25 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
 import psutil
 
 from benchmarks.report import settings
+from ingest.errors import GraftError
 from ingest.settings import CHECKOUT
 from service.client import Client
 from service.owner import find_owner
 
 START_SECONDS = 120
+READY_SECONDS = 900
 
 
 class Service(NamedTuple):
@@ -61,6 +64,30 @@ def serving(home: Path, roots: list[Path], llm_url: str | None = None) -> Iterat
             started.wait()
 
 
+@contextmanager
+def with_engine(home: Path, **settings: str) -> Iterator[str]:
+    """`graft up --ingest examples` with its engine, as `make run` starts it. -> its URL, once it is ready."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = {**os.environ, "GRAFT_HOME": str(home), "SERVICE_PORT": str(port), **settings}
+    command = [sys.executable, "-c", "from service.cli import main; main()", "up", "--ingest", "examples"]
+    process = subprocess.Popen(command, cwd=CHECKOUT, env=environment, stdin=subprocess.DEVNULL, stdout=sys.stderr)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        with Client(url) as client:
+            end = time.monotonic() + READY_SECONDS
+            while process.poll() is None and time.monotonic() < end:
+                with suppress(GraftError):
+                    if client.ready().ready:
+                        break
+                time.sleep(1)
+        yield url
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
 def _wait(home: Path, started: "subprocess.Popen[bytes]") -> str:
     """-> its URL, once all but the engine answers."""
     end = time.monotonic() + START_SECONDS
@@ -74,7 +101,8 @@ def _wait(home: Path, started: "subprocess.Popen[bytes]") -> str:
                     parts = client.ready().dependencies
             except Exception:  # not listening yet
                 parts = {}
-            if parts and all(part.state == "ok" for name, part in parts.items() if name != "engine"):
+            waiting = {name for name, part in parts.items() if part.state not in {"ok", "off"}}
+            if parts and waiting <= {"engine", "adapters"}:
                 return owner.url
         time.sleep(0.1)
     raise RuntimeError(f"the service was not up within {START_SECONDS} s: {(home / 'up.log').read_text()[-500:]}")

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Literal
 
 from ingest.errors import GraftError, SettingsError, UnavailableError
-from service.adapters import ALL, Adapter, Move, Registry
+from service.adapters import ALL, Adapter, Registry
 from service.base_model import BaseModel, read_base
 from service.generate import AdapterLostError, Generator
 from service.lora_probe import MixingError, try_engine
 from service.metrics import Metrics
 from service.preflight import Limits
+from service.schemas import Move
 from service.settings import ServiceSettings
 
 logger = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from sqlalchemy import (
     JSON,
@@ -37,8 +37,8 @@ from ingest.errors import ConflictError, InvalidError, NotFoundError, Unavailabl
 from ingest.schemas import Frozen
 from service.base_model import BaseModel
 from service.preflight import CONFIG, Limits, take_in, write_config
+from service.schemas import Move
 
-Role = Literal["answer"]
 ALL = ""  # the pointer that every collection without one of its own follows
 PROBE_LABEL = "graft-probe"  # of the adapters that an engine is tried with
 
@@ -91,20 +91,6 @@ class Adapter(Frozen):
     config: dict[str, Any]
     manifest: dict[str, Any] | None = None
     retired_at: datetime | None = None
-
-
-class Move(Frozen):
-    """One move of a pointer; `to_name` null is the bare base, or for a collection: follow the live pointer."""
-
-    seq: int
-    at: datetime
-    principal: str
-    role: Role
-    collection: str | None
-    kind: Literal["activate", "rollback"]
-    from_name: str | None
-    to_name: str | None
-    why: str | None
 
 
 class Registry:

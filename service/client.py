@@ -20,7 +20,6 @@ from ingest.errors import (
     NotFoundError,
     UnavailableError,
 )
-from service.adapters import Move
 from service.schemas import (
     ActivateRequest,
     AdapterView,
@@ -32,6 +31,7 @@ from service.schemas import (
     FeedbackRequest,
     IngestRequest,
     Job,
+    Move,
     QueryRequest,
     Ready,
     RegisterRequest,

@@ -255,6 +255,20 @@ class AdapterView(Frozen):
     collections: tuple[str, ...]
 
 
+class Move(Frozen):
+    """One move of a pointer; `to_name` null is the bare base, or for a collection: follow the live pointer."""
+
+    seq: int
+    at: datetime
+    principal: str
+    role: Literal["answer"]
+    collection: str | None
+    kind: Literal["activate", "rollback"]
+    from_name: str | None
+    to_name: str | None
+    why: str | None
+
+
 class Dependency(Frozen):
     """`off`: not in use, and nothing waits for it."""
 

@@ -352,6 +352,7 @@ def test_adapters_need_an_admin(tmp_path: Path, wire: WireEngine) -> None:
         assert service.http.get("/adapters/moves").json()[0]["principal"] == "key-admin"
 
 
+@pytest.mark.slow
 def test_command_line(alone: Service) -> None:
     def graft(*arguments: str, status: int = 0) -> str:
         run = run_graft(alone.home, "adapters", *arguments, cwd=alone.root)

@@ -5,9 +5,9 @@ from pathlib import Path
 from anyio import to_thread
 from fastapi import APIRouter, Response
 
-from service.adapters import ALL, Adapter, Move, pinned
+from service.adapters import ALL, Adapter, pinned
 from service.deps import Parts, WithAdmin, WithParts, WithPrincipal
-from service.schemas import ActivateRequest, AdapterView, RegisterRequest, RollbackRequest
+from service.schemas import ActivateRequest, AdapterView, Move, RegisterRequest, RollbackRequest
 
 router = APIRouter(prefix="/adapters", tags=["adapters"])
 

@@ -244,7 +244,8 @@ def _add(
     widths: tuple[int, ...],
 ) -> None:
     """y[rows] += x[rows] @ A @ B * scale, for each group's adapter; without `lora_a`, x is x @ A already."""
-    y, x = y.view(-1, y.shape[-1]), x.reshape(-1, x.shape[-1])
+    if y.dim() != 2 or x.dim() != 2:
+        y, x = y.view(-1, y.shape[-1]), x.reshape(-1, x.shape[-1])
     height = min(x.shape[0], y.shape[0])
     for slot, rows, stop in groups:
         layer = _layer(slot, lora_a, lora_b, widths, x.dtype)
@@ -255,7 +256,8 @@ def _add(
         if isinstance(rows, slice):
             if rows.start >= height:
                 continue
-            _add_rows(y[rows], x[rows], layer, scale)
+            whole = rows.start == 0 and rows.stop == x.shape[0] == y.shape[0]
+            _add_rows(y, x, layer, scale) if whole else _add_rows(y[rows], x[rows], layer, scale)
         elif len(rows):
             some = y.index_select(0, rows)
             _add_rows(some, x.index_select(0, rows), layer, scale)
@@ -266,8 +268,9 @@ def _add_rows(y: Tensor, x: Tensor, layer: Layer, scale: float) -> None:
     shrunk = x if layer.a is None else x @ layer.a
     for start, offset, b in layer.parts:
         rank, width = b.shape
-        inner = shrunk[:, start : start + rank]
-        outer = y[:, offset : offset + width]
+        # For a few rows, a view takes as long as the product.
+        inner = shrunk if rank == shrunk.shape[1] else shrunk.narrow(1, start, rank)
+        outer = y if width == y.shape[1] else y.narrow(1, offset, width)
         if y.dtype == x.dtype:
             outer.addmm_(inner, b, alpha=scale)
         else:
