@@ -36,6 +36,8 @@ class AdapterServing:
         self.limits = Limits(settings.adapter_roots, settings.max_lora_rank, settings.max_adapter_mb)
         self.state: State = "starting"
         self.detail = "waiting for the engine"
+        # Of an engine elsewhere the number is not known; vLLM's own default is 1.
+        self._slots = max(settings.max_loras, 8 if settings.llm_url else 1)
         self._substitute = settings.llm_model_folder
         self._base: BaseModel | None = None  # of the engine that was tried last
         self._registering = asyncio.Lock()
@@ -138,7 +140,7 @@ class AdapterServing:
         try:
             base = self._base = await self.base()
             await asyncio.to_thread(self.registry.restate_base, base)
-            await try_engine(self.generator, self.registry.folder, base)
+            await try_engine(self.generator, self.registry.folder, base, self._slots)
             pointers = await asyncio.to_thread(self.registry.pointers)
             living = {one.name for one in await asyncio.to_thread(self.registry.adapters) if one.base == base.identity}
             for name in {name for name in pointers.values() if name in living}:

@@ -29,7 +29,7 @@ DType = Literal["bfloat16", "float16", "float32"]
 State = Literal["starting", "up", "down", "stopped"]
 PROBE = CHECKOUT / "deploy" / "vllm" / "probe_dtype.py"
 MILESTONES = ("Loading weights", "Loading safetensors", "init engine", "Application startup complete")
-PROBES = 4  # adapters that the engine is tried with (service.lora_probe), besides those registered
+PROBES = 2  # of another strength, besides one for each slot, that the engine is tried with (service.lora_probe)
 RESTART_PAUSES = (1, 2, 5, 10, 30)  # seconds before the next start, by how often it died in a row
 
 
@@ -116,7 +116,7 @@ class LocalEngine:
             "--max-model-len": str(settings.max_model_len),
             "--max-lora-rank": str(settings.max_lora_rank),
             "--max-loras": str(settings.max_loras),
-            "--max-cpu-loras": str(settings.max_cpu_loras + PROBES),
+            "--max-cpu-loras": str(settings.max_cpu_loras + settings.max_loras + PROBES),
         }
         for option, value in options.items():
             command += [option, value]

@@ -21,26 +21,31 @@ from service.lora_file import NOT_SERVED
 from service.preflight import CONFIG, WEIGHTS, write_config
 
 PROMPTS = ("The pump of the house was", "In the year of the flood", "Seven engineers went to")
-TOKENS = 12
+TOKENS = 10
 ROUNDS = 3  # one clean round will do: a batch may round a value otherwise, a mixture shows in each
 RANK = 8
-STRENGTHS = (1.0, 3.0)
+STRENGTHS = (4.0, 16.0)  # of the second matrix; what the base says must change wholly
 
 
 class MixingError(GraftError):
     """The engine's answers depend on which adapters share a batch, or its adapters do nothing."""
 
 
-async def try_engine(generator: Generator, folder: Path, base: BaseModel) -> None:
-    """Raises MixingError; UnavailableError when the engine does not answer or loads no adapters."""
+async def try_engine(generator: Generator, folder: Path, base: BaseModel, slots: int) -> None:
+    """`slots`: adapters in a batch; all are filled, since what mixes may only be seen then.
+
+    Raises MixingError; UnavailableError when the engine does not answer or loads no adapters.
+    """
     model = (await generator.model()).base
     bare = await asyncio.gather(*(_answer(generator, model, at) for at in range(len(PROMPTS))))
     for strength in STRENGTHS:
-        names = [await asyncio.to_thread(write_probe, folder, base, seed, strength) for seed in (1, 2)]
+        seeds = range(1, max(slots, 2) + 1)
+        names = [await asyncio.to_thread(write_probe, folder, base, seed, strength) for seed in seeds]
         alone = {model: bare[0], names[0]: await _answer(generator, names[0], 1)}
         changed = await _change_while_adding(generator, alone, names[1])
         alone[names[1]] = await _answer(generator, names[1], 2)
-        if bare[1] != alone[names[0]] and bare[2] != alone[names[1]]:
+        others = [await _answer(generator, name, 0) for name in names[1:]]  # each takes a slot
+        if bare[1] != alone[names[0]] and bare[2] != alone[names[1]] and bare[0] not in others:
             break
     else:
         raise MixingError("the engine answers the same with and without an adapter")

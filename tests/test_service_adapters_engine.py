@@ -32,7 +32,7 @@ class Line:
     def start(self, **settings: str) -> Service:
         venv = os.environ.get("GRAFT_VLLM_VENV", str(CHECKOUT / ".venv-vllm"))
         known = {"GRAFT_VLLM_VENV": venv, "SERVICE_MAX_LORAS": str(LORAS)}
-        started = running(self.root / "home", self.root, "--ingest", "docs", **known, **settings)
+        started = running(self.root / "home", self.root, "--ingest", "docs", **known | settings)
         self.service = self._stack.enter_context(started)
         until(lambda: is_ready(self.service), 600, pause=0.5)
         return self.service
@@ -208,7 +208,7 @@ def test_restart_and_an_engine_without_the_mend(line: Line, words: dict[str | No
     assert only(answer, words[two])
     assert service.http.post("/adapters/rollback", json={"to": "base"}).status_code == 200
     line.stop()
-    service = line.start(VLLM_PLUGINS="lora_filesystem_resolver")
+    service = line.start(VLLM_PLUGINS="lora_filesystem_resolver", SERVICE_MAX_LORAS="4")
     found = service.http.get("/health/ready").json()["dependencies"]["adapters"]
     assert found["state"] == "off", json.dumps(found)
     assert "batch" in found["detail"] or "in flight" in found["detail"]
