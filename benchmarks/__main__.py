@@ -14,6 +14,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from benchmarks import (
+    adapter_limits,
     adapter_swap,
     adapter_tokens,
     embedder_quality,
@@ -34,6 +35,7 @@ BENCHMARKS: dict[str, Callable[[Options], list[Row]]] = {
     "example_answers": example_answers.run,
     "adapter_tokens": adapter_tokens.run,
     "adapter_swap": adapter_swap.run,
+    "adapter_limits": adapter_limits.run,
 }
 
 
