@@ -67,9 +67,8 @@ def run(options: Options) -> list[Row]:
             seconds = time.perf_counter() - start
             names.append(str(reply.json()["name"]))
             rank = reply.json()["rank"]
-            rows.append(
-                shown(f"POST /adapters, rank {rank}, {name}", seconds, "s", "checked, copied and loaded, idle engine")
-            )
+            note = f"of it the load {_load_seconds(http) - loaded:.2f} s"
+            rows.append(shown(f"POST /adapters, rank {rank}, {name}", seconds, "s", note))
         rows += _swaps(http, url, [names[0], names[2]], 12.0 if options.quick else 60.0, 3.0 if options.quick else 5.0)
     return rows
 
