@@ -22,7 +22,7 @@ from service.settings import ServiceSettings
 
 logger = logging.getLogger(__name__)
 WATCH_SECONDS = 1.0
-AGAIN_SECONDS = 30.0  # until an engine that could not be tried is tried again
+AGAIN_SECONDS = (30.0, 3600.0)  # until an engine that could not be tried is tried again: at first, at most
 State = Literal["starting", "ok", "off"]
 
 
@@ -44,16 +44,15 @@ class AdapterServing:
 
     async def watch(self) -> None:
         """Runs for the length of the service: tries the engine whenever it has come up."""
-        tried = False
-        again = 0.0
+        pause = AGAIN_SECONDS[0]
+        again: float | None = None  # on the monotonic clock; None: what was found holds
         while True:
-            healthy = bool(self.generator.url) and await self.generator.healthy()
-            if not healthy:
-                tried = False
+            if not (self.generator.url and await self.generator.healthy()):
                 self.engine_restarted()
-            elif not tried or self.state == "starting" or (self.state == "off" and time.monotonic() > again > 0):
-                again = 0.0 if await self._try() else time.monotonic() + AGAIN_SECONDS
-                tried = True
+                pause = AGAIN_SECONDS[0]
+            elif self.state == "starting" or (again is not None and time.monotonic() > again):
+                again = None if await self._try() else time.monotonic() + pause
+                pause = min(pause * 2, AGAIN_SECONDS[1])
             await asyncio.sleep(WATCH_SECONDS)
 
     def engine_restarted(self) -> None:
@@ -149,9 +148,9 @@ class AdapterServing:
             await asyncio.to_thread(self._show_live)
         except (MixingError, SettingsError) as error:
             self.state, self.detail = "off", f"the engine is given no adapters: {error}"
-        except (GraftError, OSError) as error:
+        except Exception as error:  # whatever it is, the base goes on, and the engine is tried again
             self.state, self.detail = "off", f"the engine could not be tried with adapters: {error}"
-            logger.warning("%s", self.detail)
+            logger.warning("%s", self.detail, exc_info=None if isinstance(error, GraftError) else error)
             return False
         else:
             self.state, self.detail = "ok", f"{len(living)} registered"

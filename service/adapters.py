@@ -33,7 +33,7 @@ from sqlalchemy.exc import IntegrityError
 
 from ingest.catalog import now
 from ingest.db import Utc, metadata
-from ingest.errors import ConflictError, InvalidError, NotFoundError, UnavailableError
+from ingest.errors import ConflictError, InvalidError, NotFoundError, SettingsError, UnavailableError
 from ingest.schemas import Frozen
 from service.base_model import BaseModel
 from service.preflight import CONFIG, Limits, take_in, write_config
@@ -101,7 +101,10 @@ class Registry:
         self.folder = folder
         self.at_most = at_most
         self._changing = threading.Lock()
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise SettingsError(f"SERVICE_ADAPTER_FOLDER {str(folder)!r} cannot be made: {error.strerror}") from error
         for unfinished in folder.glob(".staging-*"):
             shutil.rmtree(unfinished, ignore_errors=True)
 
@@ -125,7 +128,7 @@ class Registry:
                         f"{self.at_most} adapters are registered, as many as SERVICE_MAX_CPU_LORAS lets the engine hold; "
                         "delete one first"
                     )
-                name = held.name if held else f"{label}-{found.digest[:8]}"
+                name = held.name if held else self._free_name(f"{label}-{found.digest[:8]}")
                 self._place(staging, name)
                 write_config(self.folder / name, found.config, base.root)
                 if held:
@@ -143,7 +146,8 @@ class Registry:
                     config=found.config,
                     manifest=found.manifest,
                 )
-                self._insert(adapter)
+                with self.engine.begin() as connection:
+                    connection.execute(insert(adapters).values(**adapter.model_dump()))
                 return adapter, True
         except OSError as error:
             raise UnavailableError(
@@ -197,7 +201,10 @@ class Registry:
             return {row.collection: row.to_name for row in connection.execute(query)}
 
     def chosen(self, collection: str) -> Adapter | None:
-        """The adapter that answers for a collection: its own, else the live one; None is the bare base."""
+        """The adapter that answers for a collection: its own, else the live one; None is the bare base.
+
+        Raises UnavailableError when the pointer names one that was never registered.
+        """
         with self.engine.connect() as connection:
             own = _last(connection, collection)
             name = own["to_name"] if own and own["to_name"] else None
@@ -205,6 +212,8 @@ class Registry:
                 live = _last(connection, ALL)
                 name = live["to_name"] if live else None
             row = _row(connection, name) if name else None
+        if name and row is None:
+            raise UnavailableError(f"adapter {name!r} is not registered; register it, or activate another")
         return Adapter.model_validate(dict(row)) if row else None
 
     def activate(self, name: str | None, collection: str, principal: str, why: str | None) -> Move:
@@ -272,6 +281,13 @@ class Registry:
             except IntegrityError:
                 continue  # another process moved the same pointer first: this move follows that one
 
+    def _free_name(self, name: str) -> str:
+        """Raises InvalidError."""
+        with self.engine.connect() as connection:
+            if _row(connection, name):
+                raise InvalidError(f"the name {name!r} stands for other weights; choose another label")
+        return name
+
     def _place(self, staging: Path, name: str) -> None:
         """The folder of a name holds the weights that the name stands for, or is not there."""
         target = self.folder / name
@@ -279,13 +295,6 @@ class Registry:
             return
         shutil.rmtree(target, ignore_errors=True)
         staging.rename(target)
-
-    def _insert(self, adapter: Adapter) -> None:
-        try:
-            with self.engine.begin() as connection:
-                connection.execute(insert(adapters).values(**adapter.model_dump()))
-        except IntegrityError as error:
-            raise InvalidError(f"the name {adapter.name!r} stands for other weights; choose another label") from error
 
     def _revived(self, held: Adapter, manifest: dict[str, Any] | None, principal: str) -> Adapter:
         values = {"retired_at": None, "created_at": now(), "principal": principal, "manifest": manifest}

@@ -50,7 +50,7 @@ class Registered(RuleBasedStateMachine):
         registry = Registry(self.database, self.root / "home" / "adapters", 10)
         given = ServiceSettings(
             llm_url=self.engine.url, llm_model_folder=self.models / BUNDLED, adapter_roots=(self.root,)
-        )  # type: ignore[call-arg]
+        )
         self.serving = AdapterServing(registry, Generator(self.engine.url, None, 10), given, Metrics())
         assert self.run(self.serving._try())
         assert self.serving.state == "ok", self.serving.detail

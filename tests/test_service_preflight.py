@@ -195,7 +195,7 @@ def test_rank_pattern_that_fits_is_taken(base: BaseModel, tmp_path: Path) -> Non
 
 
 def test_another_base_by_its_shapes(tmp_path: Path, base: BaseModel) -> None:
-    other = {module: (out * 2, width * 2) for module, (out, width) in base.shapes.items() if module}  # type: ignore[misc]
+    other = {module: (out * 2, width * 2) for module, (out, width) in base.shapes.items() if module}
     assert "shape" in faults(write_lora(tmp_path / "lora"), base._replace(shapes=other), tmp_path)
 
 
