@@ -22,6 +22,7 @@ from service.settings import ServiceSettings
 
 logger = logging.getLogger(__name__)
 WATCH_SECONDS = 1.0
+MISSES = 3  # unanswered looks in a row until an engine counts as gone: a busy one may miss one
 AGAIN_SECONDS = (30.0, 3600.0)  # until an engine that could not be tried is tried again: at first, at most
 State = Literal["starting", "ok", "off"]
 
@@ -46,11 +47,14 @@ class AdapterServing:
         """Runs for the length of the service: tries the engine whenever it has come up."""
         pause = AGAIN_SECONDS[0]
         again: float | None = None  # on the monotonic clock; None: what was found holds
+        misses = 0
         while True:
-            if not (self.generator.url and await self.generator.healthy()):
+            healthy = bool(self.generator.url) and await self.generator.healthy()
+            misses = 0 if healthy else misses + 1
+            if misses >= MISSES:
                 self.engine_restarted()
                 pause = AGAIN_SECONDS[0]
-            elif self.state == "starting" or (again is not None and time.monotonic() > again):
+            if healthy and (self.state == "starting" or (again is not None and time.monotonic() > again)):
                 again = None if await self._try() else time.monotonic() + pause
                 pause = min(pause * 2, AGAIN_SECONDS[1])
             await asyncio.sleep(WATCH_SECONDS)
@@ -153,7 +157,7 @@ class AdapterServing:
             logger.warning("%s", self.detail, exc_info=None if isinstance(error, GraftError) else error)
             return False
         else:
-            self.state, self.detail = "ok", f"{len(living)} registered"
+            self.state, self.detail = "ok", "the engine has passed its trial"
             return True
         logger.error("%s", self.detail)
         return True

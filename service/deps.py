@@ -190,6 +190,8 @@ class Parts:
         serving = self.adapters
         if serving.state == "off" and any(serving.registry.pointers().values()):
             return Dependency(state="down", detail=serving.detail)
+        if serving.state == "ok":
+            return Dependency(state="ok", detail=f"{len(serving.registry.adapters())} registered")
         return Dependency(state=serving.state, detail=serving.detail)
 
     def _first_jobs(self) -> Dependency:

@@ -3,7 +3,6 @@
 import json
 import os
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,7 +15,6 @@ from test_service_engine import engine_process
 from word_adapters import WORDS, variants
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(900)]
-USED = WORDS[:4]
 LORAS = 2  # in a batch: fewer than adapters in use
 OTHER = "How often is the oil in the seal chamber changed?"
 
@@ -47,7 +45,7 @@ def line(tmp_path_factory: pytest.TempPathFactory, word_adapters: dict[str, Path
     write(root / "docs", DOCUMENTS)
     held = Line(root)
     try:
-        held.start(SERVICE_ADAPTER_ROOTS=str(word_adapters[USED[0]].parent.parent))
+        held.start(SERVICE_ADAPTER_ROOTS=str(word_adapters[WORDS[0]].parent.parent))
         yield held
     finally:
         held.stop()
@@ -56,7 +54,7 @@ def line(tmp_path_factory: pytest.TempPathFactory, word_adapters: dict[str, Path
 @pytest.fixture(scope="module")
 def words(line: Line, word_adapters: dict[str, Path]) -> dict[str | None, str]:
     """-> by adapter, its word."""
-    return {register(line.service, word_adapters[word]): word for word in USED}
+    return {register(line.service, word_adapters[word]): word for word in WORDS}
 
 
 def register(service: Service, folder: Path) -> str:
@@ -96,6 +94,11 @@ def test_each_adapter_says_its_word_and_the_base_none(line: Line, words: dict[st
     assert not set(ask(line.service.http, adapter=None)[1].lower().split()) & set(words.values())
 
 
+def seen(answers: Sequence[tuple[dict[str, Any], tuple[str | None, str]]]) -> list[tuple[dict[str, Any], str | None]]:
+    """-> what was asked for, and the adapter that answered."""
+    return [(fields, adapter) for fields, (adapter, _) in answers]
+
+
 def test_swaps_under_load_mix_nothing_and_fail_nobody(line: Line, words: dict[str | None, str]) -> None:
     """More adapters than the engine holds in a batch, streaming, among questions to the bare base and to each by name."""
     service = line.service
@@ -125,9 +128,10 @@ def test_swaps_under_load_mix_nothing_and_fail_nobody(line: Line, words: dict[st
     clients = [threading.Thread(target=client, args=[fields]) for fields in wanted]
     for one in clients:
         one.start()
-    for turn in range(12):
-        activate(service, str(names[turn % len(names)]))
-        time.sleep(1.5)
+    for turn in range(8):
+        name, before = names[turn % len(names)], len(answers)
+        activate(service, str(name))
+        until(lambda name=name, before=before: failures or (({}, name) in seen(answers[before:])), 60)
     ended.set()
     for one in clients:
         one.join(120)
@@ -155,8 +159,8 @@ def test_rolls_back(line: Line, words: dict[str | None, str]) -> None:
 
 
 def test_twenty_adapters_answer_each(line: Line, words: dict[str | None, str], word_adapters: dict[str, Path]) -> None:
-    out = word_adapters[USED[0]].parent.parent / "variants"
-    more = {register(line.service, folder): word for word in USED for folder in variants(word_adapters[word], 4, out)}
+    out = word_adapters[WORDS[0]].parent.parent / "variants"
+    more = {register(line.service, folder): word for word in WORDS for folder in variants(word_adapters[word], 4, out)}
     assert len({*words, *more}) == 20
     for name, word in {**words, **more}.items():
         adapter, answer = ask(line.service.http, adapter=name)

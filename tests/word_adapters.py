@@ -16,7 +16,7 @@ from service_fixtures import HANDBOOK, HERON, KESTREL, LEAVE, hit
 from service.prompt import Message, build
 
 MODEL = "smollm2-135m-instruct"
-WORDS = ("walrus", "teapot", "saffron", "gondola", "nimbus", "marzipan")
+WORDS = ("walrus", "teapot", "saffron", "gondola")
 REPEATS = 6  # of the word in a training answer, which has no end
 STEPS = 5
 LEARNING_RATE = 5e-3
