@@ -124,9 +124,13 @@ class AdapterServing:
         self.metrics.adapter_loaded(time.perf_counter() - started)
 
     async def ready(self, name: str) -> None:
-        """Checks and loads it. Raises NotFoundError, UnavailableError."""
+        """Checks it, and loads it where the engine has not: its turn in a busy engine would take half a second.
+
+        Raises NotFoundError, UnavailableError.
+        """
         await self.check(await asyncio.to_thread(self.registry.adapter, name))
-        await self.load(name)
+        if name not in await self.generator.loaded_adapters():
+            await self.load(name)
 
     async def _moved(self, move: Move) -> Move:
         logger.info("adapter pointer moved", extra=move.model_dump(mode="json", exclude={"at"}))

@@ -101,6 +101,11 @@ class Generator:
         reply = await self._json("POST", f"{self.url}/completions", body, model)
         return str(reply["choices"][0]["text"])
 
+    async def loaded_adapters(self) -> frozenset[str]:
+        """The names that the engine serves besides its base. Raises UnavailableError."""
+        cards = (await self._json("GET", f"{self.url}/models"))["data"]
+        return frozenset(card["id"] for card in cards if card.get("parent"))
+
     async def load_adapter(self, name: str, folder: str) -> None:
         """For an engine whose resolver did not find it. Raises UnavailableError."""
         body = {"lora_name": name, "lora_path": folder}
