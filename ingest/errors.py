@@ -9,6 +9,8 @@ GraftError
 ├── LockedError            another process owns the folder
 ├── SettingsError          a setting, a model folder or an installed package does not fit
 └── DocumentError          one file could not be taken in; the others are not concerned
+    └── UnreadableTypeError    no text is read from files of its kind: skipped, not failed
+        └── OcrMissingError        its text is in images, and there is nothing to read them with
 """
 
 
@@ -56,3 +58,11 @@ class DocumentError(GraftError):
 
     def __reduce__(self) -> tuple[type["DocumentError"], tuple[str, str]]:
         return type(self), (self.stage, self.reason)
+
+
+class UnreadableTypeError(DocumentError):
+    pass
+
+
+class OcrMissingError(UnreadableTypeError):
+    pass

@@ -6,7 +6,6 @@ its chunk's id; its vectors are `dense` (cosine) and `bm25` (sparse, weighted by
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
-from pathlib import PurePosixPath
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -62,7 +61,18 @@ class Index(Protocol):
 
     def payloads(self, name: str, ids: Sequence[str]) -> dict[str, dict[str, Any]]: ...
 
+    def scan(self, name: str, offset: str | None, limit: int) -> tuple[list[Point], str | None]:
+        """-> up to `limit` points by id, from the id `offset` (None: the first), and the offset of the next (None: no more).
+
+        Dense vectors come as they are stored: at length 1.
+        """
+        ...
+
     def count(self, name: str) -> int: ...
+
+    def names(self) -> list[str]:
+        """The indexes that exist, in order."""
+        ...
 
     def flush(self, name: str) -> None: ...
 
@@ -95,18 +105,25 @@ def sparse_query(text: str) -> SparseVector:
     return SparseVector(indices=vector.indices, values=vector.values)
 
 
+def folders(path: str) -> list[str]:
+    """The path and every folder above it, up to a URL's host, which makes a path prefix a keyword match."""
+    scheme, mark, rest = path.rpartition("://")
+    parts = rest.split("/")
+    return [scheme + mark + "/".join(parts[:end]) for end in range(len(parts), 0, -1) if parts[end - 1]]
+
+
 def chunk_payload(
-    chunk: Chunk, document_id: str, path: str, acl: Sequence[str], metadata: Mapping[str, Any]
+    chunk: Chunk, document_id: str, path: str, acl: Sequence[str], metadata: Mapping[str, Any], fingerprint: str
 ) -> dict[str, Any]:
-    """`folders` holds the path and every folder above it, which makes a path prefix a keyword match."""
-    file = PurePosixPath(path)
+    """`fingerprint`: of the embedder that made its vector."""
     return {
         "document_id": document_id,
         "path": path,
-        "folders": [path, *(str(folder) for folder in file.parents if str(folder) != ".")],
+        "folders": folders(path),
         "acl": list(acl),
         "metadata": dict(metadata),
-        **chunk.model_dump(exclude={"id"}),
+        "fingerprint": fingerprint,
+        **chunk.model_dump(exclude={"id"}, exclude_none=True),
     }
 
 

@@ -139,9 +139,20 @@ class EdgeIndex:
             return {}
         return {str(record.id): record.payload or {} for record in shard.retrieve(list(ids), True, False)}
 
+    def scan(self, name: str, offset: str | None, limit: int) -> tuple[list[Point], str | None]:
+        shard = self._open(name)
+        if shard is None:
+            return [], None
+        request = edge.ScrollRequest(limit=limit, offset=offset, with_payload=True, with_vector=True)
+        records, after = shard.scroll(request)
+        return [_point(record) for record in records], None if after is None else str(after)
+
     def count(self, name: str) -> int:
         shard = self._open(name)
         return 0 if shard is None else shard.count(edge.CountRequest(exact=True))
+
+    def names(self) -> list[str]:
+        return sorted(ready.parent.name for ready in self._folder.glob("*/.ready"))
 
     def flush(self, name: str) -> None:
         shard = self._open(name)
@@ -178,6 +189,17 @@ def _write(shard: edge.EdgeShard, operation: edge.UpdateOperation) -> None:
         shard.update(operation)
     except Exception as error:  # the engine raises one plain kind for everything
         raise UnavailableError(f"the index could not be written: {error}; is the disk full?") from error
+
+
+def _point(record: edge.Record) -> Point:
+    vectors: Any = record.vector
+    sparse = vectors.get(SPARSE)  # an empty one is not kept
+    return Point(
+        str(record.id),
+        np.asarray(vectors[DENSE], dtype=np.float32),
+        SparseVector(indices=sparse.indices if sparse else [], values=sparse.values if sparse else []),
+        record.payload or {},
+    )
 
 
 def _match(value: str | int | bool) -> edge.MatchValue:

@@ -110,8 +110,18 @@ class ServerIndex:
         records = _asked(lambda: self._client.retrieve(name, list(ids), with_payload=True))
         return {str(record.id): record.payload or {} for record in records}
 
+    def scan(self, name: str, offset: str | None, limit: int) -> tuple[list[Point], str | None]:
+        if not self._exists(name):
+            return [], None
+        scroll = partial(self._client.scroll, name, limit=limit, offset=offset)
+        records, after = _asked(partial(scroll, with_payload=True, with_vectors=True))
+        return [_point(record) for record in records], None if after is None else str(after)
+
     def count(self, name: str) -> int:
         return int(_asked(lambda: self._client.count(name, exact=True)).count) if self._exists(name) else 0
+
+    def names(self) -> list[str]:
+        return sorted(one.name for one in _asked(self._client.get_collections).collections)
 
     def flush(self, name: str) -> None:
         """Writes are waited for, and the server keeps a write-ahead log."""
@@ -130,6 +140,17 @@ def _asked(call: Callable[[], Answer]) -> Answer:
         return call()
     except (ApiException, ResponseHandlingException, UnexpectedResponse, OSError) as error:
         raise UnavailableError(f"the Qdrant server did not answer: {error}; see INGEST_QDRANT_URL") from error
+
+
+def _point(record: models.Record) -> Point:
+    vectors: Any = record.vector
+    sparse = vectors.get(SPARSE)  # an empty one may be left out
+    return Point(
+        str(record.id),
+        np.asarray(vectors[DENSE], dtype=np.float32),
+        SparseVector(indices=sparse.indices if sparse else [], values=sparse.values if sparse else []),
+        record.payload or {},
+    )
 
 
 def _filter(where: Filter) -> models.Filter | None:

@@ -2,6 +2,7 @@
 
 import unicodedata
 from collections import Counter
+from collections.abc import Mapping
 from functools import lru_cache
 
 from py3langid.langid import MODEL_FILE, LanguageIdentifier
@@ -12,6 +13,15 @@ SCRIPT_OF = {
     "th": {"THAI"},
 }  # fmt: skip
 LATIN = {"LATIN"}
+NAMES = {
+    "en": "English", "zh": "Chinese", "ja": "Japanese", "ko": "Korean", "fr": "French", "de": "German", "es": "Spanish",
+    "pt": "Portuguese", "it": "Italian", "nl": "Dutch", "sv": "Swedish", "da": "Danish", "no": "Norwegian", "fi": "Finnish",
+    "pl": "Polish", "cs": "Czech", "hu": "Hungarian", "ro": "Romanian", "el": "Greek", "tr": "Turkish", "ru": "Russian",
+    "uk": "Ukrainian", "bg": "Bulgarian", "ar": "Arabic", "fa": "Persian", "he": "Hebrew", "hi": "Hindi", "th": "Thai",
+    "vi": "Vietnamese", "id": "Indonesian",
+}  # fmt: skip
+NOTED = 0.01  # the share of a language worth a word, when it is of a script that is not read
+NOTED_OF_SCRIPT, NOTED_CHUNKS = 0.1, 20  # and of one that is: short texts are easily taken for a neighbouring language
 SAMPLE = 600  # characters that are looked at
 # the whole model also knows rare ones, which win on tables and names
 WIDESPREAD = (
@@ -43,6 +53,29 @@ def reads(languages: tuple[str, ...], text: str) -> bool:
     scripts = _scripts(text[:SAMPLE])
     readable = set().union(*(SCRIPT_OF.get(language, LATIN) for language in languages))
     return 2 * sum(scripts[script] for script in readable) >= sum(scripts.values())
+
+
+def unread(chunks: Mapping[str, int], languages: tuple[str, ...]) -> str | None:
+    """What of `chunks` (by language) is in none of an embedder's `languages`, in words; None when that is next to nothing.
+
+    Languages of a script that it reads are told from each other by statistics, so a few such chunks say nothing.
+    """
+    total = sum(count for language, count in chunks.items() if language != "und")
+    if not total or "*" in languages:
+        return None
+    scripts = set().union(*(SCRIPT_OF.get(language, LATIN) for language in languages))
+    said = []
+    for language, count in sorted(chunks.items(), key=lambda one: -one[1]):
+        readable = bool(SCRIPT_OF.get(language, LATIN) & scripts)
+        share = count / total
+        noted = (share >= NOTED_OF_SCRIPT and count >= NOTED_CHUNKS) if readable else share >= NOTED
+        if noted and language not in {*languages, "und"}:
+            said.append(f"{100 * share:.0f} % of the chunks are {name_of(language)}")
+    return ", ".join(said) or None
+
+
+def name_of(language: str) -> str:
+    return NAMES.get(language, language)
 
 
 @lru_cache(maxsize=1)

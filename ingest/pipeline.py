@@ -1,377 +1,449 @@
-"""One ingest job: a folder is brought into an index and the catalog, from the process that owns both.
+"""One ingest job: a source (a folder, an object store, a reader) is brought into an index and the catalog.
 
-Writes in an order that a kill at any point leaves mendable: a document's row says `writing`; its new chunks are upserted;
-its old ones deleted; the index is flushed; the row says `done`. The next run does again whatever is not `done`.
+Runs in the process that owns both. Writes in an order that a kill at any point leaves mendable: a document's row says
+`writing`; its new chunks are upserted; its old ones deleted; the index is flushed; the row says `done`. The next run does
+again whatever is not `done`. An archive is a folder: its members are documents, its own row has no text and is `done` last.
 """
 
-import logging
-import os
-import signal
-import socket
-import subprocess
-import sys
+import shutil
 import time
+import uuid
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from multiprocessing.connection import Connection
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, suppress
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple, Protocol
+from urllib.parse import quote
 
 from sqlalchemy import RowMapping
 
 from ingest import sync
+from ingest.archive import is_archive
 from ingest.catalog import Catalog, Collection, Document, State, now
-from ingest.errors import InvalidError, UnavailableError
-from ingest.index import Index, Point, chunk_payload
-from ingest.schemas import ChunkCounts, Failure, FileCounts, ParsedText, Progress, Report, Skip, document_id
+from ingest.errors import GraftError, InvalidError
+from ingest.index import folders
+from ingest.language import name_of, unread
+from ingest.parse_ocr import OCR_MISSING, ocr_languages_installed
+from ingest.progress import Meter
+from ingest.schemas import ChunkCounts, Failure, FileCounts, Progress, Report, Skip, document_id
 from ingest.settings import IngestSettings
-from ingest.sync import File
-from ingest.worker import Assignment, Begin, Broken, End, Failed, Message, Need, Row, Rows, Work
+from ingest.sync import NO_LABELS, File, Labelling, Walk
+from ingest.worker import Assignment
+from ingest.writer import FLUSH_DOCUMENTS, Outcome, Pending, Target, Writer
 
-logger = logging.getLogger(__name__)
-FLUSH_DOCUMENTS = 64  # documents, or ...
-FLUSH_SECONDS = 2.0  # ... seconds, between two flushes of the index
+ARCHIVE = "application/x-archive"
+UNREACHED = "the job ended before it was done; the next one takes it up"
+MEMBER = "!/"  # between an archive's URI and a member's name
 
 
 class Cancelled(Exception):
-    """The job was asked to stop; what is done is kept, and the next run goes on from there."""
+    """The job was asked to stop, or `expired`; what is done is kept, and the next run goes on from there."""
+
+    def __init__(self, expired: bool = False) -> None:
+        super().__init__("cancelled")
+        self.expired = expired
+        self.report: Report | None = None
+
+
+class Source(Protocol):
+    """Where documents come from. Local files are read below `root` alone."""
+
+    @property
+    def root(self) -> Path: ...
+
+    def uris(self) -> list[str]:
+        """At or below which its documents are."""
+
+    def walk(self) -> Walk:
+        """Raises OSError or a GraftError when it cannot be listed."""
+
+    def is_empty(self) -> bool:
+        """Whether a walk without files may be taken for a source that is away rather than for files that are gone."""
+
+
+class Options(NamedTuple):
+    """`restore`: documents that were deleted by their ids come back. `only_failed`: nothing but files that failed before.
+
+    `urls`: below which remote files may be read.
+    """
+
+    labelling: Labelling = NO_LABELS
+    allow_empty: bool = False
+    restore: bool = False
+    only_failed: bool = False
+    urls: tuple[str, ...] = ()
+
+
+NO_OPTIONS = Options()
 
 
 class IngestJob:
-    """A folder (or one file) `target` below `root` into `collection`. `run` is called once, in a thread that may block.
+    """`source` into `collection`. `run` is called once, in a thread that may block.
 
-    `acl` and `metadata` are set on the job's documents; None leaves what they have (nothing, for new ones).
-    `cancelled` is asked several times a second; `report_progress` is told as often.
+    `runtime`: of the embedder, as the question's side chose it; `reads`: its languages. `cancelled` is asked several times
+    a second; `report_progress` is told as often.
     """
 
     def __init__(
         self,
         catalog: Catalog,
-        index: Index,
+        target: Target,
         settings: IngestSettings,
         collection: Collection,
-        target: Path,
-        root: Path,
+        source: Source,
+        options: Options = NO_OPTIONS,
         *,
         runtime: str,
-        dimension: int,
-        allow_empty: bool = False,
-        acl: Sequence[str] | None = None,
-        metadata: Mapping[str, Any] | None = None,
+        reads: tuple[str, ...] = ("*",),
         cancelled: Callable[[], bool] = lambda: False,
         report_progress: Callable[[Progress], None] = lambda _: None,
     ) -> None:
         self.catalog = catalog
-        self.index = index
+        self.index, self.name = target.store, target.name
         self.settings = settings
         self.collection = collection
-        self.target = target
-        self.root = root
-        self.runtime = runtime
-        self.dimension = dimension
-        self.allow_empty = allow_empty
-        self.acl = acl
-        self.metadata = metadata
+        self.source = source
+        self.options = options
+        self.reads = reads
+        self.can_ocr = settings.ocr == "auto" and bool(ocr_languages_installed())
         self.cancelled = cancelled
         self.report_progress = report_progress
-        self.name = collection.index
+        self.scratch = settings.scratch / uuid.uuid4().hex
+        self.deadline = time.monotonic() + settings.job_seconds
         self.files = Counter[str]()
         self.chunks = Counter[str]()
-        self.seconds: defaultdict[str, float] = defaultdict(float)
         self.languages = Counter[str]()
+        self.seconds: defaultdict[str, float] = defaultdict(float)
         self.failures: list[Failure] = []
         self.skips: list[Skip] = []
         self.notes: list[str] = []
-        self.total = 0
-        self.open: dict[str, _Writing] = {}
-        self.finished: list[tuple[Document, ParsedText | None]] = []
-        self.flushed_at = time.monotonic()
+        self.meter = Meter()
+        self.waiting: Iterator[tuple[File, RowMapping | None]] = iter(())
+        self.files_of: dict[str, File] = {}
+        self.archives: list[Document] = []
+        self.started = time.perf_counter()
+        assignment = Assignment(settings, collection.embedder, runtime, collection.chunking, options.urls)
+        self.writer = Writer(target, assignment, self._take, self._tick, catalog.is_removed)
+        self.dimension = target.dimension
 
     def run(self) -> Report:
-        """Raises Cancelled, InvalidError (the folder is not there), UnavailableError (index, embedder or child lost)."""
-        start = time.perf_counter()
+        """Raises Cancelled, InvalidError (the source is not there), UnavailableError (index, embedder or child lost)."""
         self.index.create(self.name, self.dimension)
+        self.started = time.perf_counter()
         try:
-            walked = sync.walk(self.target, self.root)
-        except OSError as error:
-            raise InvalidError(f"{str(self.target)!r} cannot be read: {error.strerror}") from error
-        self.failures += walked.failures
-        self.skips += walked.skips
-        stamps = self.catalog.stamps(self.collection.name, sync.uri_of(str(self.target)))
-        if not walked.files and stamps and not self.allow_empty:
+            with self.writer:
+                self._run()
+        except Cancelled as stopped:
+            self._leave()
+            stopped.report = self._report()
+            raise
+        except GraftError:
+            with suppress(Exception):  # the first error is the one to tell
+                self._leave()
+            raise
+        finally:
+            shutil.rmtree(self.scratch, ignore_errors=True)
+        return self._report()
+
+    def _run(self) -> None:
+        walked = self._walk()
+        stamps = self.catalog.stamps(self.collection.name, self.source.uris())
+        if not walked.files and stamps and not self.options.allow_empty and self.source.is_empty():
             self.notes.append(
-                f"no regular file was found in {str(self.target)!r}, so nothing was deleted; "
-                "run it with allow_empty to empty the index of this folder"
+                f"no regular file was found in {self.source.uris()[0]!r}, so nothing was deleted; "
+                "run it with --allow-empty (allow_empty) to empty the index of it"
             )
             stamps = {}
-        plan = sync.compare(walked.files, stamps, self.acl, self.metadata)
-        self.seconds["walk"] = time.perf_counter() - start
-        self.total = len(walked.files)
-        self.files["unchanged"] = plan.unchanged
-        self.skips += [Skip(path=file.path, reason=row["reason"]) for file, row in plan.skipped]
-        self.files["skipped"] = len(plan.skipped)
-        self._told(None)
-        for file, row in plan.touched:
-            self.catalog.touch(row["id"], file.size, file.mtime_ns)
-        for kind, pairs in (("moved", plan.moved), ("done", plan.relabelled)):
-            for file, row in pairs:
-                self._relabel(file, row)
-                self.files[kind] += 1
-                self._told(file.path)
+        opened = self._open_archives(walked, stamps)
+        plan = sync.compare(opened, stamps, self.options.labelling, walked.unseen, self.options.restore, self._tick)
+        plan = self._still_skipped(plan)
+        if self.options.only_failed:
+            plan = _only_failed(plan)
+        else:
+            self.failures += walked.failures
+            self.skips += walked.skips
+        self.seconds["walk"] = time.perf_counter() - self.started
+        self._carry_out(plan)
+        self.catalog.finish([(archive, None) for archive in self.archives])
+        self.files["done"] += sum(archive.state == "done" for archive in self.archives)
+
+    def _walk(self) -> Walk:
+        try:
+            return self.source.walk()
+        except OSError as error:
+            raise InvalidError(f"{self.source.uris()[0]!r} cannot be read: {error.strerror}") from error
+
+    def _carry_out(self, plan: sync.Plan) -> None:
+        self.files["unchanged"] += plan.unchanged
+        for file, row in plan.skipped:
+            reason = sync.REMOVED if row["state"] == "removed" else row["reason"]
+            self.skips.append(Skip(path=file.path, reason=reason))
+        self.files["skipped"] = len(self.skips)
+        self.meter.files_total = (
+            self.files.total() + len(plan.relabelled) + len(plan.moved) + len(plan.gone) + len(plan.work)
+        )
+        self._tick()
+        self.catalog.touch((row["id"], file.size, file.stamp) for file, row in plan.touched)
+        self._relabel(plan.moved, "moved")
+        self._relabel(plan.relabelled, "done")
         self._forget(plan.gone)
         if plan.work:
             self._read(plan.work)
-        self.seconds["total"] = time.perf_counter() - start
-        return self._report(plan)
 
     def _read(self, work: Sequence[tuple[File, RowMapping | None]]) -> None:
-        """Hands the files to the child as it asks for them, and writes what comes back."""
-        assignment = Assignment(
-            self.settings, self.collection.embedder, self.runtime, self.collection.chunking, str(self.root)
-        )
-        waiting = iter(work)
-        with _child() as connection:
-            connection.send(assignment)
-            while True:
-                message = self._receive(connection)
-                if message is None:
-                    break
-                if isinstance(message, Need):
-                    connection.send(self._assign(waiting, message.files))
-                else:
-                    self._take(message)
-                self._flush(only_if_due=True)
-        self._flush()
+        self.waiting = iter(work)
+        self.meter.begin(sum(file.size for file, _ in work))
+        with closing(self.writer.write()) as finished:
+            for outcomes in finished:
+                self._finish(outcomes)
 
-    def _receive(self, connection: Connection) -> Message | None:
-        """-> the next message, None at the end."""
-        while not connection.poll(0.1):
-            self._told(None)
-        try:
-            message: Message = connection.recv()
-        except (EOFError, ConnectionResetError):
-            if self.open:
-                raise UnavailableError(
-                    "the ingest child died (out of memory?); what it had finished is kept, run the job again"
-                ) from None
-            return None
-        self._told(None)
-        return message
-
-    def _assign(self, waiting: Iterator[tuple[File, RowMapping | None]], count: int) -> list[Work]:
-        rows, works = [], []
-        for file, row in waiting:
+    def _take(self, count: int) -> list[Pending]:
+        """The next documents, their rows `writing`."""
+        pending = []
+        for file, row in self.waiting:
             document = self._row(file, row)
-            known = self.index.ids(self.name, document.id)
-            self.open[document.id] = _Writing(file, document, row, known)
-            rows.append(document)
-            works.append(Work(document.id, file.place, frozenset(known)))
-            if len(works) == count:
+            self.files_of[document.id] = file
+            root = self.scratch if Path(file.place).is_relative_to(self.scratch) else self.source.root
+            pending.append(Pending(document, file.place, str(root)))
+            if len(pending) == count:
                 break
-        self.catalog.put(rows)
-        return works
+        self.catalog.put([one.document for one in pending])
+        return pending
 
-    def _take(self, message: Message) -> None:
-        start = time.perf_counter()
-        match message:
-            case Broken(reason):
-                raise UnavailableError(reason)
-            case Begin(identity, parsed, content_hash, seconds):
-                self.open[identity].begin(parsed, content_hash)
-                self.seconds["parse"] += seconds
-            case Rows(identity, rows, seconds):
-                self._write(self.open[identity], rows)
-                self.seconds["embed"] += seconds
-                self.seconds["write"] += time.perf_counter() - start
-            case End(identity):
-                self._end(self.open.pop(identity))
-                self.seconds["write"] += time.perf_counter() - start
-            case Failed(identity, stage, reason, skipped):
-                self._failed(self.open.pop(identity), stage, reason, skipped)
+    def _finish(self, outcomes: Sequence[Outcome]) -> None:
+        """An earlier version of a file that could not be read stays searchable; the report names the file."""
+        rows = []
+        for outcome in outcomes:
+            file = self.files_of.pop(outcome.document.id)
+            self.meter.bytes += file.size
+            if outcome.failure is None:
+                self.files["done"] += 1
+                self.languages += outcome.languages
+                rows.append((_done(outcome), outcome.parsed))
+                continue
+            stage, reason, skipped = outcome.failure
+            self._failed(file.path, stage, reason, skipped)
+            if outcome.known:
+                self._label(outcome.document)  # its earlier version may be seen by those alone who may see it now
+            rows.append((_unread(outcome.document, "skipped" if skipped else "failed", stage, reason), None))
+        for removed in self.catalog.finish(rows):
+            self.index.delete(self.name, sorted(self.index.ids(self.name, removed)))
+            self.index.flush(self.name)
 
-    def _write(self, writing: "_Writing", rows: Sequence[Row]) -> None:
-        document = writing.document
-        payloads = [
-            (row.chunk.id, chunk_payload(row.chunk, document.id, document.path, document.acl, writing.metadata))
-            for row in rows
-        ]
-        points = [
-            Point(row.chunk.id, row.dense, row.sparse, payload)
-            for row, (_, payload) in zip(rows, payloads, strict=True)
-            if row.dense is not None and row.sparse is not None
-        ]
-        self.index.upsert(self.name, points)
-        self.index.set_payloads(self.name, [one for one, row in zip(payloads, rows, strict=True) if row.dense is None])
-        writing.written |= {row.chunk.id for row in rows}
-        writing.languages.update(row.chunk.language for row in rows)
-        self.chunks["added"] += len(points)
-        self.chunks["kept"] += len(rows) - len(points)
-
-    def _end(self, writing: "_Writing") -> None:
-        old = writing.known - writing.written
-        self.index.delete(self.name, sorted(old))
-        self.chunks["deleted"] += len(old)
-        self.languages += writing.languages
-        self.files["done"] += 1
-        self.finished.append((writing.finished(), writing.parsed))
-
-    def _failed(self, writing: "_Writing", stage: str, reason: str, skipped: bool) -> None:
-        """An earlier version of the file that was read stays searchable; the report names the file."""
-        path = writing.file.path
+    def _failed(self, path: str, stage: str, reason: str, skipped: bool) -> None:
         self.files["skipped" if skipped else "failed"] += 1
         if skipped:
             self.skips.append(Skip(path=path, reason=reason))
         else:
             self.failures.append(Failure.model_validate({"path": path, "stage": stage, "reason": reason}))
-        self.finished.append((writing.unread("skipped" if skipped else "failed", stage, reason), None))
 
-    def _flush(self, only_if_due: bool = False) -> None:
-        due = len(self.finished) >= FLUSH_DOCUMENTS or time.monotonic() - self.flushed_at > FLUSH_SECONDS
-        if not self.finished or (only_if_due and not due):
-            return
-        self.index.flush(self.name)
-        self.catalog.finish(self.finished)
-        self.finished = []
-        self.flushed_at = time.monotonic()
+    def _leave(self) -> None:
+        """What was being written when the job ended is left as failed, not as being written for good."""
+        rows = []
+        for outcome in self.writer.open.values():
+            path = outcome.document.path
+            self.failures.append(Failure(path=path, stage="read", reason=UNREACHED))
+            rows.append((_unread(outcome.document, "failed", "read", UNREACHED), None))
+        self.catalog.finish(rows)
+        left = sum(1 for _ in self.waiting)
+        if left:
+            self.notes.append(f"{left} files were not reached; run it again to go on")
 
-    def _relabel(self, file: File, row: RowMapping) -> None:
-        """The same bytes under another path, access list or metadata: the payloads alone are written."""
-        ids = sorted(self.index.ids(self.name, row["id"]))
-        acl = sorted(row["acl"] if self.acl is None else self.acl)
-        metadata = {**row["metadata"], **(self.metadata or {})}
-        held = self.catalog.document(row["id"])
-        payloads = self.index.payloads(self.name, ids)
-        folders = [file.path, *(str(folder) for folder in Path(file.path).parents if str(folder) != ".")]
-        label = {"path": file.path, "folders": folders, "acl": acl, "metadata": {**held.properties, **metadata}}
-        self.index.set_payloads(self.name, [(point, {**payloads[point], **label}) for point in ids])
-        self.index.flush(self.name)
-        moved = {"uri": file.uri, "path": file.path, "size": file.size, "mtime_ns": file.mtime_ns}
-        self.catalog.finish([(held.model_copy(update={**moved, "acl": tuple(acl), "metadata": metadata}), None)])
-        self.chunks["kept"] += len(ids)
+    # archives
 
-    def _forget(self, gone: Sequence[RowMapping]) -> None:
-        for row in gone:
-            ids = sorted(self.index.ids(self.name, row["id"]))
-            self.index.delete(self.name, ids)
-            self.chunks["deleted"] += len(ids)
-            self.files["deleted"] += 1
-            self._told(row["path"])
-        if gone:
-            self.index.flush(self.name)
-            self.catalog.forget([row["id"] for row in gone])
+    def _open_archives(self, walked: Walk, stamps: dict[str, RowMapping]) -> list[File]:
+        """-> the files, with the members of each archive in its place."""
+        if not self.settings.archive_depth:
+            return walked.files
+        files = []
+        for file in walked.files:
+            if is_archive(file.path):
+                files += self._members(file, stamps, walked.unseen)
+            else:
+                files.append(file)
+        return files
+
+    def _members(self, file: File, stamps: dict[str, RowMapping], unseen: list[str]) -> list[File]:
+        row = stamps.pop(file.uri, None)
+        held = {uri: one for uri, one in stamps.items() if uri.startswith(file.uri + MEMBER)}
+        whole = all(one["state"] == "done" or self._stays_out(one) for one in held.values())
+        if row and row["state"] == "done" and whole and (row["size"], row["stamp"]) == (file.size, file.stamp):
+            self.files["unchanged"] += 1
+            return [
+                File(uri, "", file.path + one["path"][len(row["path"]) :], one["size"], one["stamp"], file.sidecar)
+                for uri, one in held.items()
+            ]
+        self._tick(file.path)
+        reply = self.writer.unpack(file.place, str(self.source.root), self.scratch / uuid.uuid4().hex)
+        document = self._row(file, row).model_copy(update={"mime": ARCHIVE, "content_hash": ""})
+        if reply.expanded is None:
+            self._failed(file.path, "read", reply.reason, skipped=False)
+            self.archives.append(_unread(document, "failed", "read", reply.reason))
+            unseen.append(file.uri)
+            return []
+        self.archives.append(document.model_copy(update={"state": "done", "indexed_at": now()}))
+        for name, reason in reply.expanded.skips:
+            self._failed(f"{file.path}/{name}", "read", reason, skipped=True)
+        for name, reason in reply.expanded.failures:
+            self._failed(f"{file.path}/{name}", "read", reason, skipped=False)
+            unseen.append(file.uri + MEMBER + quote(name))
+        return [
+            File(
+                file.uri + MEMBER + quote(member.name),
+                member.place,
+                f"{file.path}/{member.name}",
+                member.size,
+                int(member.digest[:15], 16),
+                file.sidecar,
+            )
+            for member in reply.expanded.members
+        ]
+
+    # rows
 
     def _row(self, file: File, row: RowMapping | None) -> Document:
-        """The document as it is while it is being written."""
-        if row is None:
-            taken = self.catalog.ids_first_seen_at(self.collection.name, file.uri)
-            taken |= {one.document.id for one in self.open.values()}
-            n = 0
-            while (identity := document_id(self.collection.name, file.uri, n)) in taken:
-                n += 1
-            first_uri, held = file.uri, None
-        else:
-            identity, held = row["id"], self.catalog.document(row["id"])
-            first_uri = held.first_uri
-        acl = (held.acl if held else ()) if self.acl is None else tuple(sorted(self.acl))
-        metadata = {**(held.metadata if held else {}), **(self.metadata or {})}
-        new = Document(
-            id=identity,
-            collection=self.collection.name,
-            uri=file.uri,
-            first_uri=first_uri,
-            path=file.path,
-            size=file.size,
-            mtime_ns=file.mtime_ns,
-            content_hash="",
-            state="writing",
-            acl=acl,
-            metadata=metadata,
-        )
-        if held:  # until it is done, the earlier text goes on answering
-            kept = held.model_dump(
-                include={"text_hash", "mime", "chunks", "pages", "languages", "properties", "indexed_at"}
-            )
-            new = new.model_copy(update=kept)
-        return new
+        """The document as it is while it is being written; until it is done, the earlier text goes on answering."""
+        acl, metadata = self.options.labelling
+        new = {
+            "uri": file.uri,
+            "path": file.path,
+            "size": file.size,
+            "stamp": file.stamp,
+            "content_hash": "",
+            "state": "writing",
+            "stage": None,
+            "reason": None,
+            "sidecar": file.sidecar,
+        }
+        if acl is not None:
+            new["given_acl"] = tuple(sorted(acl))
+        if row is not None:
+            held = self.catalog.document(row["id"])
+            return held.relabelled(**new, metadata={**held.metadata, **(metadata or {})})
+        taken = self.catalog.ids_first_seen_at(self.collection.name, file.uri)
+        n = 0
+        while (identity := document_id(self.collection.name, file.uri, n)) in taken:
+            n += 1
+        own = {"id": identity, "collection": self.collection.name, "first_uri": file.uri, "metadata": metadata or {}}
+        return Document.model_validate({**new, **own}).relabelled()
 
-    def _told(self, current: str | None) -> None:
+    def _relabel(self, pairs: Sequence[tuple[File, RowMapping]], kind: str) -> None:
+        """The same bytes under another path, access list or metadata: the payloads alone are written."""
+        for start in range(0, len(pairs), FLUSH_DOCUMENTS):
+            batch = []
+            for file, row in pairs[start : start + FLUSH_DOCUMENTS]:
+                self._tick(file.path)
+                unread = {"state": "done", "content_hash": row["content_hash"]}
+                document = self._row(file, row).model_copy(update=unread)
+                self.chunks["kept"] += self._label(document)
+                self.languages.update(document.languages)
+                self.files[kind] += 1
+                batch.append((document, None))
+            self.index.flush(self.name)
+            self.catalog.finish(batch)
+
+    def _label(self, document: Document) -> int:
+        """Writes what the document's row says of it to its chunks. -> how many there are."""
+        ids = sorted(self.index.ids(self.name, document.id))
+        payloads = self.index.payloads(self.name, ids)
+        labels = {
+            "path": document.path,
+            "folders": folders(document.path),
+            "acl": list(document.acl),
+            "metadata": document.labels(),
+        }
+        self.index.set_payloads(self.name, [(point, {**payloads[point], **labels}) for point in ids])
+        return len(ids)
+
+    def _forget(self, gone: Sequence[RowMapping]) -> None:
+        """Their chunks go from every index that the collection has."""
+        names = [name for name in self.index.names() if name.rpartition(".")[0] == self.collection.name]
+        for row in gone:
+            for name in names:
+                ids = sorted(self.index.ids(name, row["id"]))
+                self.index.delete(name, ids)
+                self.chunks["deleted"] += len(ids) if name == self.name else 0
+            self.files["deleted"] += 1
+            self._tick(row["path"])
+        if gone:
+            for name in names:
+                self.index.flush(name)
+            self.catalog.forget([row["id"] for row in gone])
+
+    # telling
+
+    def _tick(self, current: str | None = None) -> None:
         if self.cancelled():
             raise Cancelled
-        done = sum(self.files.values())
-        chunks = self.chunks["added"] + self.chunks["kept"]
-        self.report_progress(Progress(files_total=self.total, files=done, chunks=chunks, current=current))
+        if time.monotonic() > self.deadline:
+            raise Cancelled(expired=True)
+        counts = self.chunks + self.writer.chunks
+        progress = self.meter.progress(
+            self.files.total() + len(self.writer.finished), self.writer.pages, counts["added"] + counts["kept"], current
+        )
+        self.report_progress(progress)
 
-    def _report(self, plan: sync.Plan) -> Report:
-        for row in [row for _, row in plan.relabelled] + [row for _, row in plan.moved]:
-            self.languages.update(row["languages"])
+    def _stays_out(self, row: RowMapping) -> bool:
+        """Whether a file that was not taken in is still not to be: not restored, and not readable now that there is OCR."""
+        if row["state"] == "removed":
+            return not self.options.restore
+        return row["state"] == "skipped" and not (self.can_ocr and (row["reason"] or "").startswith(OCR_MISSING))
+
+    def _still_skipped(self, plan: sync.Plan) -> sync.Plan:
+        again = [pair for pair in plan.skipped if not self._stays_out(pair[1])]
+        skipped = [pair for pair in plan.skipped if self._stays_out(pair[1])]
+        return plan._replace(skipped=skipped, work=[*plan.work, *again])
+
+    def _report(self) -> Report:
+        chunks = self.chunks + self.writer.chunks
+        self.seconds["total"] = time.perf_counter() - self.started
+        seconds = {**self.seconds, **self.writer.seconds}
         self.files["failed"] = len(self.failures)
         self.files["skipped"] = len(self.skips)
         return Report(
             files=FileCounts.model_validate(dict(self.files)),
-            chunks=ChunkCounts.model_validate(dict(self.chunks)),
-            seconds={stage: round(seconds, 3) for stage, seconds in self.seconds.items()},
+            chunks=ChunkCounts.model_validate(dict(chunks)),
+            seconds={stage: round(spent, 3) for stage, spent in seconds.items()},
             failures=tuple(self.failures),
             skips=tuple(self.skips),
             languages=dict(self.languages.most_common()),
-            notes=tuple(self.notes),
+            notes=(*self.notes, *self._language_note(), *self._ocr_note()),
         )
 
+    def _language_note(self) -> list[str]:
+        said = unread(self.languages, self.reads)
+        if not said:
+            return []
+        read = ", ".join(map(name_of, self.reads))
+        return [
+            f"{said}; {self.collection.embedder} reads {read}; try multilingual-e5-small; BM25 finds them meanwhile"
+        ]
 
-class _Writing:
-    """A document between its `Begin` and its `End`."""
-
-    def __init__(self, file: File, document: Document, before: RowMapping | None, known: set[str]) -> None:
-        self.file = file
-        self.document = document
-        self.before = before
-        self.known = known
-        self.written: set[str] = set()
-        self.languages = Counter[str]()
-        self.parsed: ParsedText | None = None
-        self.content_hash = ""
-        self.metadata: dict[str, Any] = {}  # what the file says, then what the job sets
-
-    def begin(self, parsed: ParsedText, content_hash: str) -> None:
-        self.parsed = parsed
-        self.content_hash = content_hash
-        self.metadata = {**parsed.metadata, **self.document.metadata}
-
-    def finished(self) -> Document:
-        assert self.parsed is not None
-        return self.document.model_copy(
-            update={
-                "state": "done",
-                "content_hash": self.content_hash,
-                "text_hash": self.parsed.content_address(),
-                "mime": self.parsed.mime,
-                "chunks": len(self.written),
-                "pages": len(self.parsed.pages) or None,
-                "languages": dict(self.languages),
-                "properties": self.parsed.metadata,
-                "indexed_at": now(),
-            }
-        )
-
-    def unread(self, state: State, stage: str, reason: str) -> Document:
-        return self.document.model_copy(update={"state": state, "stage": stage, "reason": reason})
+    def _ocr_note(self) -> list[str]:
+        count = sum(skip.reason.startswith(OCR_MISSING) for skip in self.skips)
+        return [f"{count} files: {OCR_MISSING}"] if count else []
 
 
-@contextmanager
-def _child() -> Iterator[Connection]:
-    """Starts the ingest child; on the way out its whole process group is gone."""
-    ours, theirs = socket.socketpair()
-    with theirs:
-        child = subprocess.Popen(
-            [sys.executable, "-c", f"from ingest.worker import main; main({theirs.fileno()})"],
-            pass_fds=[theirs.fileno()],
-            start_new_session=True,
-            stdin=subprocess.DEVNULL,
-        )
-    try:
-        with Connection(ours.detach()) as connection:
-            yield connection
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(child.pid, signal.SIGKILL)
-        child.wait()
+def _only_failed(plan: sync.Plan) -> sync.Plan:
+    work = [pair for pair in plan.work if pair[1] is not None and pair[1]["state"] in {"failed", "writing"}]
+    return sync.Plan(0, [], [], [], [], [], work)
+
+
+def _done(outcome: Outcome) -> Document:
+    assert outcome.parsed is not None
+    return outcome.document.model_copy(
+        update={
+            "state": "done",
+            "content_hash": outcome.content_hash,
+            "text_hash": outcome.parsed.content_address(),
+            "mime": outcome.parsed.mime,
+            "chunks": len(outcome.written),
+            "pages": len(outcome.parsed.pages) or None,
+            "languages": dict(outcome.languages),
+            "indexed_at": now(),
+        }
+    )
+
+
+def _unread(document: Document, state: State, stage: str, reason: str) -> Document:
+    return document.model_copy(update={"state": state, "stage": stage, "reason": reason})

@@ -1,47 +1,102 @@
 """A folder against the catalog: which files are new, changed, moved, gone or as they were. Reads no more than it must.
 
 A file is unchanged when size and modification time are; else its content hash decides. A file gone from one name whose
-bytes appear under a new one has moved. Symbolic links are never followed.
+bytes appear under a new one has moved. Symbolic links are never followed. `NAME.graft.json` beside a file NAME is its
+sidecar: its labels (`acl`, `metadata`), never a document.
 """
 
 import hashlib
 import os
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 from urllib.parse import quote_from_bytes
 
+from pydantic import ValidationError
 from sqlalchemy import RowMapping
 
+from ingest.catalog import is_below
 from ingest.errors import DocumentError
-from ingest.schemas import Failure, Skip
+from ingest.schemas import Failure, Labels, Skip
+
+SIDECAR = ".graft.json"
+REMOVED = "it was deleted by its id and is kept out; `--restore` brings it back"
 
 
 class File(NamedTuple):
-    """`place` is its absolute path, `path` what users see: the path below the allowed root."""
+    """`place` is where it is read from: an absolute path or a URL; `path` what users see: the path below the allowed root.
+
+    `stamp` changes when the content does: nanoseconds of modification, or a hash of what a store calls its version.
+    """
 
     uri: str
     place: str
     path: str
     size: int  # bytes
-    mtime_ns: int
+    stamp: int
+    sidecar: Labels | None = None
 
 
 class Walk(NamedTuple):
+    """`unseen`: URIs at or below which nothing could be seen, so that nothing there counts as gone."""
+
     files: list[File]
     skips: list[Skip]
     failures: list[Failure]
+    unseen: list[str]
 
 
 class Plan(NamedTuple):
     unchanged: int
-    skipped: list[tuple[File, RowMapping]]  # of a kind that no text is read from, and as they were
+    skipped: list[tuple[File, RowMapping]]  # of a kind that no text is read from or kept out, and as they were
     touched: list[tuple[File, RowMapping]]  # rewritten with the same bytes
     relabelled: list[tuple[File, RowMapping]]  # same bytes; another path, access list or metadata
     moved: list[tuple[File, RowMapping]]
     gone: list[RowMapping]
     work: list[tuple[File, RowMapping | None]]  # to be read: with the row of an earlier version, if any
+
+
+class Labelling(NamedTuple):
+    """What a job sets on its documents; None leaves them as they are."""
+
+    acl: Sequence[str] | None = None
+    metadata: Mapping[str, Any] | None = None
+
+
+NO_LABELS = Labelling()
+
+
+class Folder(NamedTuple):
+    """A folder (or one file) `target` below the allowed `root`; with `only`, no more than these of its files and folders."""
+
+    target: Path
+    root: Path
+    only: tuple[Path, ...] = ()
+
+    def uris(self) -> list[str]:
+        """At or below which its documents are."""
+        return [uri_of(str(_described(path))) for path in self.only or (self.target,)]
+
+    def walk(self) -> Walk:
+        """Raises OSError when `target` cannot be listed."""
+        if not self.only:
+            return walk(self.target, self.root)
+        os.stat(self.target)
+        found = Walk([], [], [], [])
+        for path in dict.fromkeys(map(_described, self.only)):
+            if os.path.lexists(path) and not path.is_symlink():
+                more = walk(path, self.root)
+                found.files.extend(more.files)
+                found.skips.extend(more.skips)
+                found.failures.extend(more.failures)
+                found.unseen.extend(more.unseen)
+        return found
+
+    def is_empty(self) -> bool:
+        """Whether nothing at all is where the files were: an unmounted disk rather than one file that was deleted."""
+        return not self.only or not any(os.scandir(self.target))
 
 
 def uri_of(place: str) -> str:
@@ -50,11 +105,12 @@ def uri_of(place: str) -> str:
 
 def walk(target: Path, root: Path) -> Walk:
     """All regular files at or below `target`; hidden names are skipped. Raises OSError when `target` cannot be listed."""
-    found = Walk([], [], [])
+    found = Walk([], [], [], [])
     prefix = len(str(root).rstrip("/")) + 1
     if not target.is_dir():
         status = target.lstat()
-        found.files.append(_file(str(target), prefix, status))
+        beside = Path(f"{target}{SIDECAR}")
+        _add(found, str(target), prefix, status, str(beside) if beside.is_file() else None)
         return found
     folders = [str(target)]
     while folders:
@@ -65,16 +121,25 @@ def walk(target: Path, root: Path) -> Walk:
             if folder == str(target):
                 raise
             found.failures.append(Failure(path=_shown(folder, prefix), stage="read", reason=_said(error)))
+            found.unseen.append(uri_of(folder))
             continue
+        sidecars = {entry.name: entry.path for entry in entries if entry.name.endswith(SIDECAR)}
+        names = {entry.name for entry in entries} if sidecars else set()
         for entry in entries:
-            _sort_in(entry, found, folders, prefix, target)
+            if entry.name not in sidecars:
+                _sort_in(entry, found, folders, prefix, target, sidecars.get(entry.name + SIDECAR))
+            elif entry.name.removesuffix(SIDECAR) not in names:
+                reason = "a sidecar of a file that is not there"
+                found.skips.append(Skip(path=_shown(entry.path, prefix), reason=reason))
     return found
 
 
-def _sort_in(entry: os.DirEntry[str], found: Walk, folders: list[str], prefix: int, target: Path) -> None:
-    shown = _shown(entry.path, prefix)
+def _sort_in(
+    entry: os.DirEntry[str], found: Walk, folders: list[str], prefix: int, target: Path, sidecar: str | None
+) -> None:
     try:
         if entry.is_symlink():
+            shown = _shown(entry.path, prefix)
             inside = (os.path.realpath(entry.path) + "/").startswith(str(target).rstrip("/") + "/")
             if inside:
                 found.skips.append(Skip(path=shown, reason="a symbolic link; its target is read where it lies"))
@@ -83,27 +148,58 @@ def _sort_in(entry: os.DirEntry[str], found: Walk, folders: list[str], prefix: i
                 found.failures.append(Failure(path=shown, stage="read", reason=reason))
         elif entry.name.startswith("."):
             if not entry.is_dir():
+                shown = _shown(entry.path, prefix)
                 found.skips.append(Skip(path=shown, reason="hidden: its name starts with a dot"))
         elif entry.is_dir():
             folders.append(entry.path)
         elif entry.is_file():
-            found.files.append(_file(entry.path, prefix, entry.stat(follow_symlinks=False)))
+            _add(found, entry.path, prefix, entry.stat(follow_symlinks=False), sidecar)
         else:
-            found.skips.append(Skip(path=shown, reason="not a regular file"))
+            found.skips.append(Skip(path=_shown(entry.path, prefix), reason="not a regular file"))
     except OSError as error:
-        found.failures.append(Failure(path=shown, stage="read", reason=_said(error)))
+        found.failures.append(Failure(path=_shown(entry.path, prefix), stage="read", reason=_said(error)))
+        found.unseen.append(uri_of(entry.path))
+
+
+def _add(found: Walk, place: str, prefix: int, status: os.stat_result, sidecar: str | None) -> None:
+    """A file whose sidecar cannot be understood is not taken in: it might be shown to those who may not see it."""
+    uri, shown = uri_of(place), _shown(place, prefix)
+    try:
+        labels = None if sidecar is None else read_sidecar(sidecar, place[: prefix - 1])
+    except DocumentError as error:
+        found.failures.append(Failure(path=shown, stage="read", reason=error.reason))
+        found.unseen.append(uri)
+        return
+    found.files.append(File(uri, place, shown, status.st_size, status.st_mtime_ns, labels))
+
+
+def read_sidecar(place: str, root: str) -> Labels:
+    """Raises DocumentError."""
+    try:
+        labels = Labels.model_validate_json(read(place, root, 2**20))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "it"
+        said = f"its sidecar {os.path.basename(place)!r} does not fit: {where}: {first['msg']}"
+        reason = f'{said}; write {{"acl": ["group"], "metadata": {{}}}}'
+        raise DocumentError("read", reason) from error
+    return labels if labels.acl is None else labels.model_copy(update={"acl": tuple(sorted(labels.acl))})
 
 
 def compare(
     files: Sequence[File],
     stamps: Mapping[str, RowMapping],
-    acl: Sequence[str] | None,
-    metadata: Mapping[str, Any] | None,
+    labelling: Labelling = NO_LABELS,
+    unseen: Sequence[str] = (),
+    restore: bool = False,
+    tick: Callable[[], None] = lambda: None,
 ) -> Plan:
-    """`acl` and `metadata`: what this job sets on its documents; None leaves them as they are."""
+    """`restore`: documents that were deleted by their ids come back. `tick` is called before each file that is hashed."""
     plan = Plan(0, [], [], [], [], [], [])
     present = {file.uri for file in files}
     gone = {uri: row for uri, row in stamps.items() if uri not in present}
+    if unseen:
+        gone = {uri: row for uri, row in gone.items() if not any(is_below(uri, one) for one in unseen)}
     by_size: dict[int, list[RowMapping]] = {}
     for lost in gone.values():
         if lost["state"] == "done":
@@ -112,6 +208,7 @@ def compare(
     for file in files:
         row = stamps.get(file.uri)
         if row is None:
+            tick()
             source = _moved_from(file, by_size.get(file.size, []))
             if source is None:
                 plan.work.append((file, None))
@@ -120,12 +217,16 @@ def compare(
                 del gone[source["uri"]]
                 plan.moved.append((file, source))
             continue
-        same_stamp = row["size"] == file.size and row["mtime_ns"] == file.mtime_ns
-        if row["state"] == "skipped" and same_stamp:
+        same_stamp = row["size"] == file.size and row["stamp"] == file.stamp
+        state = row["state"]
+        if (state == "skipped" and same_stamp) or (state == "removed" and not restore):
             plan.skipped.append((file, row))
-        elif row["state"] != "done" or not (same_stamp or _hash(file) == row["content_hash"]):
+            continue
+        if not same_stamp:
+            tick()
+        if state != "done" or not (same_stamp or _hash(file) == row["content_hash"]):
             plan.work.append((file, row))
-        elif _relabelled(file, row, acl, metadata):
+        elif _relabelled(file, row, labelling):
             plan.relabelled.append((file, row))
         else:
             unchanged += 1
@@ -137,6 +238,18 @@ def compare(
 
 def read(place: str, root: str, max_bytes: int) -> bytes:
     """The bytes of a regular file below `root`; nothing is read of anything else. Raises DocumentError."""
+    with opened(place, root, max_bytes, "INGEST_MAX_FILE_MB") as file:
+        try:
+            return file.read(
+                os.fstat(file.fileno()).st_size
+            )  # read(max_bytes) would take that much memory for every file
+        except OSError as error:
+            raise DocumentError("read", _said(error)) from error
+
+
+@contextmanager
+def opened(place: str, root: str, max_bytes: int, limit: str) -> Iterator[BinaryIO]:
+    """A regular file below `root`, open for reading. `limit`: the setting of `max_bytes`. Raises DocumentError."""
     try:
         descriptor = os.open(place, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
@@ -149,12 +262,8 @@ def read(place: str, root: str, max_bytes: int) -> bytes:
         if not real.startswith(root.rstrip("/") + "/"):
             raise DocumentError("read", "it lies outside the allowed folder; it was not read")
         if status.st_size > max_bytes:
-            megabytes = max_bytes // 2**20
-            raise DocumentError("read", f"it has {status.st_size:,} bytes, over INGEST_MAX_FILE_MB ({megabytes} MiB)")
-        try:
-            return file.read(status.st_size)  # read(max_bytes) would take that much memory for every file
-        except OSError as error:
-            raise DocumentError("read", _said(error)) from error
+            raise DocumentError("read", f"it has {status.st_size:,} bytes, over {limit} ({max_bytes // 2**20} MiB)")
+        yield file
 
 
 def _moved_from(file: File, candidates: Sequence[RowMapping]) -> RowMapping | None:
@@ -164,8 +273,12 @@ def _moved_from(file: File, candidates: Sequence[RowMapping]) -> RowMapping | No
     return next((row for row in candidates if row["content_hash"] == digest), None)
 
 
-def _relabelled(file: File, row: RowMapping, acl: Sequence[str] | None, metadata: Mapping[str, Any] | None) -> bool:
-    if file.path != row["path"] or (acl is not None and sorted(acl) != sorted(row["acl"])):
+def _relabelled(file: File, row: RowMapping, labelling: Labelling) -> bool:
+    sidecar = None if file.sidecar is None else file.sidecar.model_dump(mode="json")
+    if file.path != row["path"] or sidecar != row["sidecar"]:
+        return True
+    acl, metadata = labelling
+    if acl is not None and (row["given_acl"] is None or sorted(acl) != sorted(row["given_acl"])):
         return True
     return metadata is not None and any(row["metadata"].get(key) != value for key, value in metadata.items())
 
@@ -180,8 +293,9 @@ def _hash(file: File) -> str | None:
         return None
 
 
-def _file(place: str, prefix: int, status: os.stat_result) -> File:
-    return File(uri_of(place), place, _shown(place, prefix), status.st_size, status.st_mtime_ns)
+def _described(path: Path) -> Path:
+    """The file that a sidecar belongs to; any other path is itself."""
+    return Path(str(path).removesuffix(SIDECAR))
 
 
 def _shown(place: str, prefix: int) -> str:

@@ -1,8 +1,9 @@
-"""The ingest child: parses, splits and embeds, niced, so that the owner of the index only writes.
+"""The ingest child: unpacks, parses, splits and embeds, niced, so that the owner of the index only writes.
 
-`main` runs in it and speaks pickled messages over a socket. It asks for work with `Need`, and sends
-for each document a `Begin`, its `Rows`, and an `End`, or one `Failed`. A parser of its own (a grandchild) reads the files,
-under limits on time and memory: what dies there costs one file. A cancel kills the whole process group.
+`main` runs in it and speaks pickled messages over a socket. First it answers each `Unpack` with `Unpacked`; told to
+`Start`, it asks for work with `Need`, and sends for each document a `Begin`, its `Rows`, and an `End`, or one `Failed`. A
+parser of its own (a grandchild) reads the files, under limits on time and memory: what dies there costs one file. A cancel
+kills the whole process group.
 """
 
 import ctypes
@@ -16,14 +17,16 @@ from collections.abc import Iterator
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from pebble import ProcessExpired, ProcessFuture, ProcessPool
 
-from ingest.embed import TokenCounter, load_counter, load_embedder
-from ingest.errors import DocumentError, GraftError
+from ingest.archive import Expanded
+from ingest.embed import Embedder, TokenCounter, load_counter, load_embedder
+from ingest.errors import DocumentError, GraftError, UnreadableTypeError
 from ingest.schemas import Chunk, Chunking, ParsedText, SparseVector
 from ingest.settings import IngestSettings
 
@@ -38,15 +41,39 @@ class Assignment(NamedTuple):
     embedder: str
     runtime: str
     chunking: Chunking
+    urls: tuple[str, ...] = ()  # below which remote files may be read
+
+
+class Unpack(NamedTuple):
+    """An archive at `place`, below `root` unless remote, into the folder `into`."""
+
+    place: str
     root: str
+    into: str
+
+
+class Unpacked(NamedTuple):
+    """`expanded` None: it could not be opened, for `reason`."""
+
+    expanded: Expanded | None
+    reason: str = ""
+
+
+class Start(NamedTuple):
+    pass
 
 
 class Work(NamedTuple):
-    """`known`: chunks that the index holds of this document already; they are not embedded again."""
+    """`known`: chunks that the index holds of this document already; they are not embedded again.
+
+    `parsed`: a kept text, which is split without reading the file.
+    """
 
     document_id: str
     place: str
+    root: str
     known: frozenset[str]
+    parsed: ParsedText | None = None
 
 
 class Need(NamedTuple):
@@ -89,7 +116,8 @@ class Broken(NamedTuple):
     reason: str
 
 
-Message = Need | Begin | Rows | End | Failed | Broken
+Message = Unpacked | Need | Begin | Rows | End | Failed | Broken
+Parsed = tuple[Begin, list[Chunk] | None]  # None: its chunks are for the embedder to decide
 
 
 def main(descriptor: int) -> None:
@@ -109,10 +137,12 @@ def main(descriptor: int) -> None:
 def _run(connection: Connection, assignment: Assignment) -> None:
     with _parser(assignment) as pool:
         pool.schedule(os.getpid)  # starts the parser: it loads while the embedder does
+        while isinstance(asked := connection.recv(), Unpack):
+            connection.send(_unpacked(pool, asked, assignment))
         embedder = load_embedder(assignment.embedder, assignment.settings, assignment.runtime)
         window: list[tuple[str, Any]] = []
         fresh = 0
-        for event in _events(connection, pool, assignment):
+        for event in _events(connection, pool, assignment, embedder):
             window.append(event)
             fresh += event[0] == "fresh"
             if fresh >= WINDOW:
@@ -121,9 +151,20 @@ def _run(connection: Connection, assignment: Assignment) -> None:
         _emit(connection, window, embedder)
 
 
-def _events(connection: Connection, pool: ProcessPool, assignment: Assignment) -> Iterator[tuple[str, Any]]:
+def _unpacked(pool: ProcessPool, asked: Unpack, assignment: Assignment) -> Unpacked:
+    settings = assignment.settings
+    future = pool.schedule(unpack, args=[asked, settings, assignment.urls], timeout=settings.parse_seconds)
+    try:
+        return Unpacked(future.result())
+    except Exception as error:  # whatever an archive does costs that archive
+        return Unpacked(None, _failure(error, settings)[1])
+
+
+def _events(
+    connection: Connection, pool: ProcessPool, assignment: Assignment, embedder: Embedder
+) -> Iterator[tuple[str, Any]]:
     """-> ("begin", Begin), then ("fresh"|"known", (document id, chunk)) for each chunk, ("end", End); or ("failed", Failed)."""
-    ahead: deque[tuple[Work, ProcessFuture[tuple[Begin, list[Chunk]]]]] = deque()
+    ahead: deque[tuple[Work, ProcessFuture[Parsed]]] = deque()
     more = True
     while True:
         while more and len(ahead) <= AHEAD // 2:  # in batches: each costs the owner a transaction
@@ -139,18 +180,11 @@ def _events(connection: Connection, pool: ProcessPool, assignment: Assignment) -
         work, future = ahead.popleft()
         try:
             begin, chunks = future.result()
-        except DocumentError as error:
-            skipped = type(error).__name__ == "UnreadableTypeError"
-            yield "failed", Failed(work.document_id, error.stage, error.reason, skipped)
-        except FutureTimeoutError:
-            reason = f"reading it took over INGEST_PARSE_SECONDS ({assignment.settings.parse_seconds:g} s)"
-            yield "failed", Failed(work.document_id, "parse", reason, False)
-        except ProcessExpired:
-            limit_mb = assignment.settings.parse_memory_mb
-            reason = f"the parser died on it: it crashed, or took over INGEST_PARSE_MEMORY_MB ({limit_mb} MiB)"
-            yield "failed", Failed(work.document_id, "parse", reason, False)
+            if chunks is None:
+                chunks = _split_by_meaning(work, begin, assignment, embedder)
         except Exception as error:  # a parser's own bug costs its one file
-            yield "failed", Failed(work.document_id, "parse", f"{type(error).__name__}: {error}"[:300], False)
+            stage, reason, skipped = _failure(error, assignment.settings)
+            yield "failed", Failed(work.document_id, stage, reason, skipped)
         else:
             yield "begin", begin
             for chunk in chunks:
@@ -158,12 +192,36 @@ def _events(connection: Connection, pool: ProcessPool, assignment: Assignment) -
             yield "end", End(work.document_id)
 
 
+def _split_by_meaning(work: Work, begin: Begin, assignment: Assignment, embedder: Embedder) -> list[Chunk]:
+    """Raises DocumentError, UnavailableError."""
+    from ingest.chunk import split
+
+    counter = load_counter_once(assignment)
+    return split(work.document_id, begin.parsed, assignment.chunking, counter, embedder.embed)
+
+
+def _failure(error: Exception, settings: IngestSettings) -> tuple[str, str, bool]:
+    """-> stage, reason, whether the file is skipped rather than failed. Raises what concerns the whole job."""
+    match error:
+        case DocumentError():
+            return error.stage, error.reason, isinstance(error, UnreadableTypeError)
+        case GraftError():
+            raise error
+        case FutureTimeoutError():
+            return "parse", f"reading it took over INGEST_PARSE_SECONDS ({settings.parse_seconds:g} s)", False
+        case ProcessExpired():
+            limit = settings.parse_memory_mb
+            reason = f"the parser died on it: it crashed, or took over INGEST_PARSE_MEMORY_MB ({limit} MiB)"
+            return "parse", reason, False
+    return "parse", f"{type(error).__name__}: {error}"[:300], False
+
+
 def _emit(connection: Connection, window: list[tuple[str, Any]], embedder: Any) -> None:
     """Embeds what is fresh in the window and sends all of it on, in order."""
     from ingest.index import sparse_document
 
     start = time.perf_counter()
-    fresh = [chunk.text for kind, (_, chunk) in _chunks(window) if kind == "fresh"]
+    fresh = [chunk.searched for kind, (_, chunk) in _chunks(window) if kind == "fresh"]
     vectors = iter(embedder.embed(fresh) if fresh else ())
     seconds = time.perf_counter() - start
     batch: list[Row] = []
@@ -172,7 +230,7 @@ def _emit(connection: Connection, window: list[tuple[str, Any]], embedder: Any) 
         if kind in {"fresh", "known"}:
             owner, chunk = payload
             new = kind == "fresh"
-            batch.append(Row(chunk, next(vectors) if new else None, sparse_document(chunk.text) if new else None))
+            batch.append(Row(chunk, next(vectors) if new else None, sparse_document(chunk.searched) if new else None))
             continue
         if batch:
             connection.send(Rows(owner, batch, seconds))
@@ -189,7 +247,7 @@ def _chunks(window: list[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
 # in the parser
 
 
-def parse_and_split(work: Work, assignment: Assignment) -> tuple[Begin, list[Chunk]]:
+def parse_and_split(work: Work, assignment: Assignment) -> Parsed:
     """Raises DocumentError."""
     try:
         return _parse_and_split(work, assignment)
@@ -197,27 +255,61 @@ def parse_and_split(work: Work, assignment: Assignment) -> tuple[Begin, list[Chu
         os._exit(1)
 
 
-def _parse_and_split(work: Work, assignment: Assignment) -> tuple[Begin, list[Chunk]]:
+def _parse_and_split(work: Work, assignment: Assignment) -> Parsed:
     from ingest.chunk import split
-    from ingest.parse import parse
-    from ingest.sync import read
 
     start = time.perf_counter()
-    settings = assignment.settings
-    data = read(work.place, assignment.root, settings.max_file_mb * 2**20)
-    parsed = parse(data, work.place, settings.max_text_chars)
-    counter = _counter(assignment)
-    chunks = split(work.document_id, parsed, assignment.chunking, counter.ids, counter.max_tokens)
-    if not chunks:
-        raise DocumentError("chunk", "no text was found in it")
-    digest = hashlib.sha256(data).hexdigest()
+    parsed, digest = (work.parsed, "") if work.parsed else _read_and_parse(work, assignment)
+    chunks = None
+    if assignment.chunking.strategy != "semantic":
+        chunks = split(work.document_id, parsed, assignment.chunking, load_counter_once(assignment))
+        if not chunks:
+            raise DocumentError("chunk", "no text was found in it")
     return Begin(work.document_id, parsed, digest, time.perf_counter() - start), chunks
 
 
-_counters: dict[str, TokenCounter] = {}  # the parser's own, loaded once
+def _read_and_parse(work: Work, assignment: Assignment) -> tuple[ParsedText, str]:
+    """-> the text, and the sha256 (hex) of what was read."""
+    from ingest import parse, reader, remote, sync
+
+    settings = assignment.settings
+    limit = settings.max_file_mb * 2**20
+    if remote.is_remote(work.place):
+        data = remote.read(work.place, assignment.urls, limit)
+    else:
+        data = sync.read(work.place, work.root, limit)
+    digest = hashlib.sha256(data).hexdigest()
+    if reader.is_spooled(work.place):
+        return reader.load(work.place, settings.max_text_chars), digest
+    return parse.parse(data, work.place, parse.options(settings)), digest
 
 
-def _counter(assignment: Assignment) -> TokenCounter:
+def unpack(asked: Unpack, settings: IngestSettings, urls: tuple[str, ...]) -> Expanded:
+    """Raises DocumentError."""
+    from ingest import archive, remote, sync
+
+    into = Path(asked.into)
+    into.mkdir(parents=True)
+    passwords = tuple((settings.passwords.get_secret_value() if settings.passwords else "").splitlines())
+    most = settings.archive_mb * 2**20
+    link = into / ("archive" + "".join(Path(asked.place).suffixes[-2:]))
+    try:
+        if remote.is_remote(asked.place):
+            link.write_bytes(remote.read(asked.place, urls, most, "INGEST_ARCHIVE_MB"))
+            return archive.expand(str(link), into, archive.limits(settings), passwords)
+        with sync.opened(asked.place, asked.root, most, "INGEST_ARCHIVE_MB") as file:
+            link.symlink_to(
+                f"/proc/self/fd/{file.fileno()}"
+            )  # the very file that was checked, whatever its name says now
+            return archive.expand(str(link), into, archive.limits(settings), passwords)
+    except MemoryError:
+        os._exit(1)
+
+
+_counters: dict[str, TokenCounter] = {}  # one a process, loaded once
+
+
+def load_counter_once(assignment: Assignment) -> TokenCounter:
     if assignment.embedder not in _counters:
         _counters[assignment.embedder] = load_counter(assignment.embedder, assignment.settings)
     return _counters[assignment.embedder]

@@ -58,23 +58,27 @@ def create_app(parts: Parts) -> FastAPI:
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _unexpected_error)
     app.add_middleware(Counted)
-    app.add_middleware(Guard, loopback_only=parts.keys is None)
+    upload = parts.ingest.max_upload_mb * 2**20
+    app.add_middleware(Guard, loopback_only=parts.keys is None, bodies={("POST", "/documents"): upload})
     return app
 
 
 class Guard:
     """Bounds every body. Without keys, refuses a Host or Origin beyond loopback, so that no web page drives the service."""
 
-    def __init__(self, app: ASGIApp, loopback_only: bool) -> None:
+    def __init__(self, app: ASGIApp, loopback_only: bool, bodies: Mapping[tuple[str, str], int]) -> None:
+        """`bodies`: by method and path, bytes that a body may have where it is not MAX_BODY."""
         self.app = app
         self.loopback_only = loopback_only
+        self.bodies = bodies
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
         headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
-        refusal = self._refusal(headers)
+        most = self.bodies.get((scope["method"], scope["path"]), MAX_BODY)
+        refusal = self._refusal(headers, most)
         if refusal:
             await _problem(*refusal)(scope, receive, send)
             return
@@ -84,13 +88,13 @@ class Guard:
             nonlocal read
             message = await receive()
             read += len(message.get("body", b""))
-            if read > MAX_BODY:
-                raise HTTPException(413, f"the body is over {MAX_BODY} bytes")
+            if read > most:
+                raise HTTPException(413, f"the body is over {most} bytes")
             return message
 
         await self.app(scope, bounded, send)
 
-    def _refusal(self, headers: dict[bytes, str]) -> tuple[int, str] | None:
+    def _refusal(self, headers: dict[bytes, str], most: int) -> tuple[int, str] | None:
         if self.loopback_only:
             host, origin = headers.get(b"host", ""), headers.get(b"origin")
             if not _is_loopback(f"//{host}"):
@@ -98,8 +102,8 @@ class Guard:
             if origin is not None and not _is_loopback(origin):
                 return 403, f"origin {origin!r} is not this machine; set SERVICE_API_KEYS_FILE to serve others"
         length = headers.get(b"content-length", "0")
-        if length.isdigit() and int(length) > MAX_BODY:
-            return 413, f"the body is over {MAX_BODY} bytes"
+        if length.isdigit() and int(length) > most:
+            return 413, f"the body is over {most} bytes"
         return None
 
 

@@ -1,7 +1,7 @@
 """Answer text + passages -> sentences and verified citations. Pure functions, of any language.
 
 A sentence is supported by the span of a passage that holds its numbers and most of its content words; the best such span
-is its quote. Names with digits (P-17, H75) must stand in the passage or its heading, wherever that is.
+is its quote. Names with digits (P-17, H75) must stand in the passage, its heading or its context, wherever that is.
 A `[n]` that the model wrote is kept only when passage n supports the sentence at least loosely.
 """
 
@@ -183,7 +183,7 @@ def cite(answer: str, passages: Sequence[Hit]) -> Cited:
     first_of_passage: set[int] = set()
     sentences = []
     extra = len(passages)
-    read = [_read(passage.text, passage.heading) for passage in passages]
+    read = [_read(passage.text, passage.heading, passage.context) for passage in passages]
     for start, end in split_sentences(answer):
         text = answer[start:end]
         cited = []
@@ -271,9 +271,10 @@ def _best_span(said: Content, passage: _Read) -> _Support | None:
 
 
 @lru_cache(maxsize=2048)  # the same passages answer many questions
-def _read(text: str, heading: str | None) -> _Read:
+def _read(text: str, heading: str | None, context: str | None) -> _Read:
     stated = [(start, end, content(text[start:end])) for start, end in statements(text, heading)]
-    names = content(heading or "").names.union(*(held.names for _, _, held in stated))
+    above = content(f"{heading or ''}\n{context or ''}").names
+    names = above.union(*(held.names for _, _, held in stated))
     return _Read(names, stated)
 
 

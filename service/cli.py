@@ -10,10 +10,10 @@ from pydantic import ValidationError
 from rich.table import Table
 
 from ingest.errors import GraftError
-from service import cli_adapters
-from service.cli_options import JsonOption, connected, ingest_settings, service_settings
-from service.schemas import IngestRequest, QueryRequest, SearchRequest
-from service.show import ask_streaming, err, escape, follow, out, print_answer, print_report, write_json
+from service import cli_adapters, cli_indexes, cli_ingest
+from service.cli_options import CollectionOption, JsonOption, connected, ingest_settings, service_settings
+from service.schemas import QueryRequest, SearchRequest
+from service.show import ask_streaming, err, escape, out, print_answer, write_json
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -21,9 +21,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Cited answers from your documents.",
 )
+app.command()(cli_ingest.ingest)
+app.add_typer(cli_ingest.documents_app, name="documents")
+app.add_typer(cli_ingest.jobs_app, name="jobs")
+app.add_typer(cli_indexes.collections_app, name="collections")
+app.command()(cli_indexes.reindex)
+app.add_typer(cli_indexes.index_app, name="index")
 app.add_typer(cli_adapters.app, name="adapters")
-
-CollectionOption = Annotated[str, typer.Option("--collection", "-c", help="The collection to use.")]
 
 
 def main() -> None:
@@ -61,30 +65,6 @@ def up(
     if model:
         settings = settings.model_copy(update={"model": model})
     uvloop.run(run(settings, ingest_settings(), [path.absolute() for path in ingest or []], ask, engine, err))
-
-
-@app.command()
-def ingest(
-    folder: Path,
-    collection: CollectionOption = "default",
-    allow_empty: Annotated[bool, typer.Option(help="Let an empty folder empty its part of the index.")] = False,
-    acl: Annotated[
-        list[str] | None, typer.Option(help="A group that may see these documents; may be repeated.")
-    ] = None,
-    to: JsonOption = None,
-) -> None:
-    """Brings a folder into a collection and keeps it in step: run it again after changes."""
-    fields: dict[str, Any] = {"path": str(folder.absolute()), "collection": collection, "allow_empty": allow_empty}
-    if acl is not None:
-        fields["acl"] = acl
-    with connected() as client:
-        job = follow(client, client.ingest(IngestRequest(**fields)))
-    if job.state != "succeeded" or job.report is None:
-        raise GraftError(f"the job ended {job.state}: {job.error or 'run it again to go on'}")
-    if to:
-        write_json(job.report, to)
-    else:
-        print_report(job)
 
 
 @app.command()
@@ -132,20 +112,6 @@ def retrieve(
             f"{score:.3f}" if score is not None else "-" for score in (hit.score, hit.dense_score, hit.sparse_score)
         ]
         table.add_row(*scores, escape(where), escape(" ".join(hit.text.split())[:160]))
-    out.print(table)
-
-
-@app.command()
-def collections(to: JsonOption = None) -> None:
-    """Lists the collections."""
-    with connected() as client:
-        found = client.collections()
-    if to:
-        write_json(found, to)
-        return
-    table = Table("name", "documents", "chunks", "embedder", "prompt", "adapter")
-    for one in found:
-        table.add_row(one.name, str(one.documents), str(one.chunks), one.embedder, one.prompt, one.adapter or "-")
     out.print(table)
 
 

@@ -19,6 +19,7 @@ Settings = TypeVar("Settings", bound=BaseModel)
 JsonOption = Annotated[
     str | None, typer.Option("--json", metavar="FILE|-", help="Write the reply as JSON; - is standard output.")
 ]
+CollectionOption = Annotated[str, typer.Option("--collection", "-c", help="The collection to use.")]
 
 
 @contextmanager

@@ -5,10 +5,12 @@ Error replies become the errors that the service raised; a service that does not
 
 import json
 import time
-from collections.abc import Callable, Generator
-from contextlib import closing
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import ExitStack, closing
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+from urllib.parse import urlencode
 
 import httpx
 
@@ -29,12 +31,14 @@ from service.schemas import (
     CollectionView,
     DocumentView,
     FeedbackRequest,
+    IndexView,
     IngestRequest,
     Job,
     Move,
     QueryRequest,
     Ready,
     RegisterRequest,
+    ReindexRequest,
     Retrieved,
     RollbackRequest,
     SearchRequest,
@@ -100,6 +104,13 @@ class Client:
     def cancel(self, job_id: str) -> Job:
         return Job.model_validate(self._send("POST", f"/jobs/{job_id}/cancel"))
 
+    def retry(self, job_id: str) -> Job:
+        return Job.model_validate(self._send("POST", f"/jobs/{job_id}/retry"))
+
+    def jobs(self, collection: str | None = None, limit: int = 20) -> list[Job]:
+        query = {"limit": limit} | ({"collection": collection} if collection else {})
+        return [Job.model_validate(one) for one in self._send("GET", f"/jobs?{urlencode(query)}")]
+
     def wait(self, job_id: str, on_progress: Callable[[Job], None] = lambda _: None) -> Job:
         """Follows a job to its end."""
         while True:
@@ -121,6 +132,25 @@ class Client:
 
     def delete_collection(self, name: str) -> None:
         self._send("DELETE", f"/collections/{name}")
+
+    def reindex(self, name: str, request: ReindexRequest) -> Job:
+        body = request.model_dump(mode="json", exclude_unset=True, exclude_none=True)
+        return Job.model_validate(self._send("POST", f"/collections/{name}/reindex", body))
+
+    def indexes(self, name: str) -> list[IndexView]:
+        return [IndexView.model_validate(one) for one in self._send("GET", f"/collections/{name}/indexes")]
+
+    def activate_index(self, name: str, index: str) -> Job:
+        return Job.model_validate(self._send("POST", f"/collections/{name}/indexes/{index}/activate"))
+
+    def delete_index(self, name: str, index: str) -> None:
+        self._send("DELETE", f"/collections/{name}/indexes/{index}")
+
+    def dump(self, name: str, target: str) -> Job:
+        return Job.model_validate(self._send("POST", f"/collections/{name}/dump", {"target": target}))
+
+    def load(self, name: str, target: str) -> Job:
+        return Job.model_validate(self._send("POST", f"/collections/{name}/load", {"target": target}))
 
     def register_adapter(self, request: RegisterRequest) -> AdapterView:
         return AdapterView.model_validate(self._send("POST", "/adapters", request.model_dump(exclude_unset=True)))
@@ -145,9 +175,38 @@ class Client:
     def adapter_moves(self) -> list[Move]:
         return [Move.model_validate(one) for one in self._send("GET", "/adapters/moves")]
 
-    def documents(self, collection: str = "default", limit: int = 1000, offset: int = 0) -> list[DocumentView]:
-        query = f"/documents?collection={collection}&limit={limit}&offset={offset}"
-        return [DocumentView.model_validate(one) for one in self._send("GET", query)]
+    def documents(
+        self,
+        collection: str = "default",
+        limit: int = 1000,
+        offset: int = 0,
+        path: str | None = None,
+        state: str | None = None,
+    ) -> list[DocumentView]:
+        query = {"collection": collection, "limit": limit, "offset": offset, "path": path, "state": state}
+        given = {key: value for key, value in query.items() if value is not None}
+        return [DocumentView.model_validate(one) for one in self._send("GET", f"/documents?{urlencode(given)}")]
+
+    def document(self, document_id: str) -> DocumentView:
+        return DocumentView.model_validate(self._send("GET", f"/documents/{document_id}"))
+
+    def upload(
+        self,
+        files: Sequence[Path],
+        collection: str = "default",
+        acl: Sequence[str] | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> Job:
+        """Each is kept under its name, without the folders above it. Raises OSError when one cannot be read."""
+        form = {"collection": collection}
+        form |= {} if acl is None else {"acl": json.dumps(list(acl))}
+        form |= {} if metadata is None else {"metadata": json.dumps(dict(metadata))}
+        with ExitStack() as opened:
+            parts = [("files", (file.name, opened.enter_context(file.open("rb")))) for file in files]
+            return Job.model_validate(self._send("POST", "/documents", form=form, files=parts))
+
+    def delete_document(self, document_id: str) -> None:
+        self._send("DELETE", f"/documents/{document_id}")
 
     def document_text(self, document_id: str) -> str:
         return str(self._send("GET", f"/documents/{document_id}/text")["text"])
@@ -168,9 +227,17 @@ class Client:
         except (httpx.HTTPError, ValueError) as error:
             raise _unreachable(self.url, error) from error
 
-    def _send(self, method: str, path: str, body: object = None, headers: dict[str, str] | None = None) -> Any:
+    def _send(
+        self,
+        method: str,
+        path: str,
+        body: object = None,
+        headers: dict[str, str] | None = None,
+        form: dict[str, str] | None = None,
+        files: Any = None,
+    ) -> Any:
         try:
-            reply = self._http.request(method, path, json=body, headers=headers)
+            reply = self._http.request(method, path, json=body, headers=headers, data=form, files=files)
         except httpx.HTTPError as error:
             raise _unreachable(self.url, error) from error
         if not reply.is_success:

@@ -1,6 +1,5 @@
 """The parts of the application, built once at its start and taken down at its end, and how routes reach them."""
 
-import hashlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,13 +10,11 @@ from fastapi import Depends, HTTPException, Request
 from qdrant_client import QdrantClient
 
 from ingest import db
-from ingest.catalog import Catalog, Collection, now
-from ingest.errors import ConflictError, InvalidError, NotFoundError
+from ingest.catalog import Catalog
+from ingest.errors import ConflictError
 from ingest.index import Index
 from ingest.index_edge import EdgeIndex
 from ingest.index_server import ServerIndex
-from ingest.pipeline import IngestJob
-from ingest.schemas import Chunking, Progress, Report, Retrieval
 from ingest.settings import IngestSettings
 from service.adapter_serving import AdapterServing
 from service.adapters import Registry
@@ -29,10 +26,9 @@ from service.metrics import Metrics
 from service.principals import LOCAL, Keys, Principal
 from service.records import Records
 from service.retrieve import Retriever
-from service.schemas import CollectionSettings, Dependency, Ready
+from service.schemas import Dependency, Ready
 from service.settings import ServiceSettings
-
-DEFAULT = "default"
+from service.work import DEFAULT, Documents
 
 
 class Parts:
@@ -58,7 +54,8 @@ class Parts:
             self.catalog = Catalog(database)
             self.records = Records(database)
             self.retriever = Retriever(self.catalog, self.index, ingest, settings.reranker)
-            self.jobs = Jobs(self.records, self.metrics, jobs_url(ingest), self.run_ingest)
+            self.documents = Documents(self.catalog, self.index, self.retriever, self.records, settings, ingest)
+            self.jobs = Jobs(self.records, self.metrics, jobs_url(ingest), self.documents.kinds())
             url = engine.url if engine else settings.llm_url or ""
             self.generator = Generator(url, settings.llm_api_key, settings.first_token_seconds)
             folder = settings.adapter_folder or ingest.home / "adapters"
@@ -67,7 +64,7 @@ class Parts:
             if engine is not None:
                 engine.on_restart = self._engine_restarted
                 engine.on_start = registry.purge
-            self.ensure_collection(DEFAULT)
+            self.documents.ensure_collection(DEFAULT)
             self.jobs.launch()
             self.first_jobs = [self.jobs.enqueue(first_payload(folder), LOCAL.id).job_id for folder in first_folders]
         except BaseException:
@@ -91,81 +88,27 @@ class Parts:
             self.small_models,
         )
 
-    def ensure_collection(self, name: str) -> Collection:
-        try:
-            return self.catalog.collection(name)
-        except NotFoundError:
-            return self.put_collection(name, CollectionSettings())
-
-    def put_collection(self, name: str, given: CollectionSettings) -> Collection:
-        """Raises InvalidError, ConflictError (another embedder or chunking meets documents), SettingsError."""
-        try:
-            held: Collection | None = self.catalog.collection(name)
-        except NotFoundError:
-            held = None
-        fields = given.model_fields_set
-        embedder_name = given.embedder or (held.embedder if held else self.ingest.embedder)
-        chunking = given.chunking or (held.chunking if held else Chunking())
-        embedder = self.retriever.embedder(embedder_name)
-        if chunking.tokens > embedder.max_tokens or chunking.overlap >= chunking.tokens:
-            raise InvalidError(
-                f"chunking: tokens must be at most {embedder.max_tokens}, the limit of {embedder_name!r}, and over overlap"
-            )
-        collection = Collection(
-            name=name,
-            embedder=embedder_name,
-            chunking=chunking,
-            fingerprint=fingerprint(embedder.fingerprint, chunking),
-            retrieval=given.retrieval or (held.retrieval if held else Retrieval()),
-            prompt=given.prompt or (held.prompt if held else "auto"),
-            threshold=given.threshold if "threshold" in fields or not held else held.threshold,
-            created_at=held.created_at if held else now(),
-        )
-        self.catalog.put_collection(collection)
-        if held and held.fingerprint != collection.fingerprint:
-            self.index.drop(held.index)
-        return collection
-
     def delete_collection(self, name: str, principal: str) -> None:
         """Raises NotFoundError, ConflictError (the default one, or a job is writing to it)."""
-        collection = self.catalog.collection(name)
+        self.catalog.collection(name)
         if name == DEFAULT:
             raise ConflictError(
                 f"collection {DEFAULT!r} always exists; ingest an empty folder with allow_empty to empty it"
             )
-        if self.jobs.busy(name):
-            raise ConflictError(f"a job is writing to collection {name!r}; cancel it, or wait for its end")
-        self.catalog.delete_collection(name)
+        self.refuse_busy(name)
+        self.documents.delete_collection(name)
         self.pin(name, None, principal)
-        self.index.drop(collection.index)
+
+    def refuse_busy(self, collection: str) -> None:
+        """Raises ConflictError."""
+        if self.jobs.busy(collection):
+            raise ConflictError(f"a job is writing to collection {collection!r}; cancel it, or wait for its end")
 
     def pin(self, collection: str, adapter: str | None, principal: str) -> None:
         """Gives a collection an adapter of its own, None: none. Raises NotFoundError."""
         registry = self.adapters.registry
         if registry.pointers().get(collection) != adapter:
             registry.activate(adapter, collection, principal, "by the collection's settings")
-
-    def run_ingest(
-        self, payload: IngestPayload, cancelled: Callable[[], bool], progress: Callable[[Progress], None]
-    ) -> Report:
-        collection = self.ensure_collection(payload.collection)
-        embedder = self.retriever.embedder(collection.embedder)
-        job = IngestJob(
-            self.catalog,
-            self.index,
-            self.ingest,
-            collection,
-            Path(payload.target),
-            Path(payload.root),
-            runtime=embedder.runtime,
-            dimension=embedder.dimension,
-            allow_empty=payload.allow_empty,
-            acl=payload.acl,
-            metadata=payload.metadata,
-            cancelled=cancelled,
-            report_progress=progress,
-        )
-        return job.run()
 
     def _engine_restarted(self) -> None:
         self.metrics.engine_restarted()
@@ -240,11 +183,6 @@ def jobs_url(settings: IngestSettings) -> str:
     if settings.database_url is None or settings.sqlalchemy_url().startswith("sqlite"):
         return f"sqlite:///{settings.home / 'jobs.db'}"
     return settings.sqlalchemy_url()
-
-
-def fingerprint(embedder: str, chunking: Chunking) -> str:
-    """Stands for all that decides what a collection's chunks and vectors are."""
-    return hashlib.sha256(f"{embedder}:{chunking.model_dump_json()}".encode()).hexdigest()
 
 
 def small_models(models: Path) -> dict[str, tuple[str, ...]]:

@@ -1,7 +1,8 @@
 """Durable jobs: enqueued by name, run by this process, resumed after a kill, cancelled within a second.
 
-DBOS keeps which job is in which state; the `jobs` table keeps what was asked, how far it is, and its report. An ingest job is
-one step: the catalog is its checkpoint, so it is simply run again. Two jobs on one collection run one after the other.
+DBOS keeps which job is in which state; the `jobs` table keeps what was asked, how far it is, and its report. A job is one
+step: what it writes to (catalog, index, dump) is its checkpoint, so it is simply run again. Two jobs on one collection run
+one after the other. What each kind does is in `service.work`.
 """
 
 import logging
@@ -9,7 +10,7 @@ import sqlite3
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +19,17 @@ from pydantic import ValidationError
 from sqlalchemy import make_url
 
 from ingest.catalog import now
-from ingest.errors import GraftError, NotFoundError
+from ingest.errors import ConflictError, GraftError, NotFoundError, UnavailableError
 from ingest.pipeline import Cancelled
-from ingest.schemas import Frozen, Progress, Report
+from ingest.reader import ReaderSpec
+from ingest.remote import is_remote, shown
+from ingest.schemas import Chunking, Frozen, Progress, Report
 from service.metrics import Metrics
-from service.records import JobRecord, Records
+from service.records import JobKind, JobRecord, Records
 from service.schemas import Job, JobState
 
 logger = logging.getLogger(__name__)
-QUEUE = "ingest"
+QUEUE = "ingest"  # of every kind: named when there was one
 VERSION = "1"  # raised when a payload changes its meaning: a worker takes only jobs of its own version
 PROGRESS_SECONDS = 0.5
 RECOVERIES = 20  # a job that kills its process this often is given up
@@ -43,17 +46,51 @@ ENDED = frozenset({"succeeded", "failed", "cancelled"})
 
 
 class IngestPayload(Frozen):
-    """`target` lies at or below `root`; both absolute. `acl`, `metadata`: null leaves what documents have."""
+    """`target`: a folder or file at or below `root` (both absolute), a URL, or the name of a `reader`.
+
+    `only`: no more than these files and folders of it. `acl`, `metadata`: null leaves what documents have.
+    """
 
     target: str
-    root: str
+    root: str = ""
     collection: str
+    only: tuple[str, ...] = ()
+    reader: ReaderSpec | None = None
     allow_empty: bool = False
+    restore: bool = False
+    only_failed: bool = False
     acl: tuple[str, ...] | None = None
     metadata: dict[str, Any] | None = None
 
 
-Ingest = Callable[[IngestPayload, Callable[[], bool], Callable[[Progress], None]], Report]
+class ReindexPayload(Frozen):
+    """Null: as it is. `flip`: make it live at the end."""
+
+    collection: str
+    embedder: str | None = None
+    chunking: Chunking | None = None
+    flip: bool = True
+
+
+class DumpPayload(Frozen):
+    """To or from the folder, or the store, `target`."""
+
+    collection: str
+    target: str
+
+
+class LoadPayload(DumpPayload):
+    pass
+
+
+Payload = IngestPayload | ReindexPayload | DumpPayload | LoadPayload
+Work = Callable[[Any, Callable[[], bool], Callable[[Progress], None]], Report]
+KINDS: dict[JobKind, type[Payload]] = {
+    "ingest": IngestPayload,
+    "reindex": ReindexPayload,
+    "dump": DumpPayload,
+    "load": LoadPayload,
+}
 
 
 class _Stopping(BaseException):
@@ -61,13 +98,13 @@ class _Stopping(BaseException):
 
 
 class Jobs:
-    """One an application and a process, since DBOS is. `ingest` does the work, in a thread of DBOS'."""
+    """One an application and a process, since DBOS is. `work` does it, by kind, in a thread of DBOS'."""
 
-    def __init__(self, records: Records, metrics: Metrics, url: str, ingest: Ingest) -> None:
+    def __init__(self, records: Records, metrics: Metrics, url: str, work: Mapping[JobKind, Work]) -> None:
         self.records = records
         self.metrics = metrics
         self.url = url
-        self._ingest = ingest
+        self._kinds = work
         self._cancelled: set[str] = set()
         self._stopping = threading.Event()
         self._running = 0
@@ -88,7 +125,7 @@ class Jobs:
         DBOS(config=config)
 
         @DBOS.workflow(name=QUEUE, max_recovery_attempts=RECOVERIES)
-        def ingest(identity: str) -> None:  # DBOS marks the function, and a bound method takes no marks
+        def work(identity: str) -> None:  # DBOS marks the function, and a bound method takes no marks
             self._run(identity)
 
         DBOS.launch()
@@ -101,11 +138,12 @@ class Jobs:
             self._idle.wait_for(lambda: self._running == 0, timeout=seconds)
         DBOS.destroy(destroy_registry=True)
 
-    def enqueue(self, payload: IngestPayload, principal: str) -> Job:
+    def enqueue(self, payload: Payload, principal: str) -> Job:
         identity = str(uuid.uuid4())
+        kind = next(kind for kind, model in KINDS.items() if type(payload) is model)
         values = payload.model_dump(mode="json")
         number = self.records.add_job(
-            JobRecord(id=identity, created_at=now(), principal=principal, kind="ingest", payload=values)
+            JobRecord(id=identity, created_at=now(), principal=principal, kind=kind, payload=values)
         )
         DBOS.enqueue_workflow_with_options(
             {
@@ -120,6 +158,10 @@ class Jobs:
         )
         return self.job(identity)
 
+    def jobs(self, collection: str | None, limit: int) -> list[Job]:
+        """The latest first."""
+        return [self.job(identity) for identity in self.records.job_ids(collection, limit)]
+
     def job(self, identity: str) -> Job:
         """Raises NotFoundError."""
         record = self.records.job(identity)
@@ -130,12 +172,13 @@ class Jobs:
             error = "it was given up after its process died too often" if status else "it was never enqueued; ask again"
         if state == "running" and identity in self._cancelled:
             state = "cancelled"
+        target = record.payload.get("target", "")
         return Job(
             job_id=identity,
             kind=record.kind,
             state=state,
             collection=record.payload["collection"],
-            path=record.payload["target"],
+            path=shown(target) if is_remote(target) else target,
             created_at=record.created_at,
             progress=record.progress,
             report=record.report,
@@ -156,6 +199,17 @@ class Jobs:
             DBOS.cancel_workflow(identity)
         return self.job(identity)
 
+    def retry(self, identity: str, principal: str) -> Job:
+        """-> a new job: of an ingest, the files alone that failed. Raises NotFoundError, ConflictError (it has not ended)."""
+        job = self.job(identity)
+        if job.state not in ENDED:
+            raise ConflictError(f"job {identity!r} is still {job.state}; cancel it first, or wait for its end")
+        record = self.records.job(identity)
+        payload = KINDS[record.kind].model_validate(record.payload)
+        if isinstance(payload, IngestPayload):
+            payload = payload.model_copy(update={"only_failed": job.state == "succeeded" or payload.only_failed})
+        return self.enqueue(payload, principal)
+
     def _run(self, identity: str) -> None:
         with self._idle:
             self._running += 1
@@ -168,7 +222,8 @@ class Jobs:
 
     def _work(self, identity: str) -> None:
         try:
-            payload = IngestPayload.model_validate(self.records.job(identity).payload)
+            record = self.records.job(identity)
+            payload = KINDS[record.kind].model_validate(record.payload)
         except (NotFoundError, ValidationError) as error:
             self.records.set_job(identity, error=f"its request cannot be read: {error}")
             raise
@@ -184,30 +239,50 @@ class Jobs:
                 self.records.set_job(identity, progress=progress.model_dump(mode="json"))
 
         try:
-            report = self._ingest(payload, stop, tell)
-        except Cancelled:
-            if identity not in self._cancelled:
-                raise _Stopping from None
-            self.metrics.job_ended("ingest", "cancelled")
+            report = self._kinds[record.kind](payload, stop, tell)
+        except Cancelled as stopped:
+            self._stopped(identity, record.kind, stopped)
             return
         except GraftError as error:
             self.records.set_job(identity, error=str(error))
-            self.metrics.job_ended("ingest", "failed")
+            self.metrics.job_ended(record.kind, "failed")
             raise
         except Exception as error:
             logger.exception("job failed", extra={"job": identity})
             self.records.set_job(identity, error=f"{type(error).__name__}: {error}"[:500])
-            self.metrics.job_ended("ingest", "failed")
+            self.metrics.job_ended(record.kind, "failed")
             raise
-        counts = report.files
-        done = counts.done + counts.unchanged + counts.moved
-        total = done + counts.failed + counts.skipped
-        chunks = report.chunks.added + report.chunks.kept
-        progress = Progress(files_total=total, files=total, chunks=chunks)
+        self._succeeded(identity, record.kind, report)
+
+    def _stopped(self, identity: str, kind: JobKind, stopped: Cancelled) -> None:
+        if not stopped.expired and identity not in self._cancelled:
+            raise _Stopping from None
+        if stopped.report:
+            self.records.set_job(identity, report=stopped.report.model_dump(mode="json"))
+        if stopped.expired:
+            said = "it took over INGEST_JOB_SECONDS; what it has done is kept, run it again to go on"
+            self.records.set_job(identity, error=said)
+            self.metrics.job_ended(kind, "failed")
+            raise UnavailableError(said)
+        self.metrics.job_ended(kind, "cancelled")
+
+    def _succeeded(self, identity: str, kind: JobKind, report: Report) -> None:
+        """Every file is accounted for, and nothing is left to do."""
+        last = self.records.job(identity).progress
+        total = sum(report.files.model_dump().values())
+        ended = {
+            "files_total": total,
+            "files": total,
+            "bytes": last.bytes_total or 0,
+            "chunks": report.chunks.added + report.chunks.kept,
+            "seconds_left": 0.0,
+            "current": None,
+        }
+        progress = last.model_copy(update=ended)
         self.records.set_job(
             identity, report=report.model_dump(mode="json"), progress=progress.model_dump(mode="json"), error=None
         )
-        self.metrics.job_ended("ingest", "succeeded")
+        self.metrics.job_ended(kind, "succeeded")
 
 
 def _write_ahead(url: str) -> None:

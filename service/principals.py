@@ -19,6 +19,10 @@ class Principal(Frozen):
     id: str
     groups: frozenset[str] | None
 
+    def manages(self) -> frozenset[str] | None:
+        """The groups whose documents it may list and delete; None: all. What they say is for `groups` alone."""
+        return None if self.groups is None or ADMIN in self.groups else self.groups
+
     def require_admin(self) -> None:
         """Raises ForbiddenError."""
         if self.groups is not None and ADMIN not in self.groups:

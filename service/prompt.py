@@ -1,6 +1,7 @@
 """Question + passages -> chat messages. Pure: the same arguments give the same messages, in serving and in training.
 
-A version is never changed once it has been served; a better prompt gets a new version. `cited` is for models that follow
+A version is never changed once it has been served; a better prompt gets a new version. (Passages with a context of their
+own, such as a table's header, came later; without one a prompt is what it always was.) `cited` is for models that follow
 instructions: all passages, numbered, and the rule to cite them. `brief` is for models of a few hundred million parameters,
 which follow examples better than instructions and lose the thread in long passages: two worked examples, then the one
 sentence of the best passage that fits the question best, under its heading.
@@ -71,7 +72,7 @@ def _brief(question: str, turns: Sequence[Turn], passages: Sequence[Hit]) -> lis
 
 def _excerpt(question: str, hit: Hit) -> str:
     heading = (hit.heading or "").rpartition(" > ")[2]
-    sentence = best_sentence(question, hit)
+    sentence = _under_context(hit, best_sentence(question, hit))
     return f"{heading}\n\n{sentence}" if heading else sentence
 
 
@@ -102,7 +103,7 @@ def _unwrapped(text: str) -> str:
 
 
 def _cited(question: str, turns: Sequence[Turn], passages: Sequence[Hit]) -> list[Message]:
-    numbered = "\n\n".join(f"[{n}] {_label(hit)}\n{hit.text}" for n, hit in enumerate(passages, 1))
+    numbered = "\n\n".join(f"[{n}] {_label(hit)}\n{_under_context(hit, hit.text)}" for n, hit in enumerate(passages, 1))
     earlier = [_turn(turn) for turn in turns]
     system: Message = {"role": "system", "content": _CITED}
     return [system, *earlier, _user(f"Passages:\n\n{numbered}\n\nQuestion: {question}")]
@@ -112,6 +113,15 @@ def _label(hit: Hit) -> str:
     page = f", page {hit.page}" if hit.page else ""
     heading = f", {hit.heading}" if hit.heading else ""
     return f"({hit.path}{page}{heading})"
+
+
+def _under_context(hit: Hit, text: str) -> str:
+    """What the passage is read under, such as its table's header or the signatures around its code, and a text of it. A
+    heading path is in the label already.
+    """
+    if not hit.context or (hit.heading or "").endswith(hit.context):
+        return text
+    return f"{hit.context}\n{text}"
 
 
 def _user(content: str) -> Message:

@@ -29,6 +29,7 @@ from ingest.errors import ConflictError, NotFoundError
 from ingest.schemas import Frozen, Hit, Progress, Report
 
 Source = Literal["user", "eval", "bench"]
+JobKind = Literal["ingest", "reindex", "dump", "load"]
 
 interactions = Table(
     "interactions",
@@ -132,7 +133,7 @@ class JobRecord(Frozen):
     id: str
     created_at: datetime
     principal: str
-    kind: Literal["ingest"]
+    kind: JobKind
     payload: dict[str, Any]
     progress: Progress = Progress()
     report: Report | None = None
@@ -206,6 +207,26 @@ class Records:
         if row is None:
             raise NotFoundError(f"there is no job {identity!r}")
         return JobRecord.model_validate(dict(row))
+
+    def job_ids(self, collection: str | None, limit: int) -> list[str]:
+        """The latest first; of one collection, or of all."""
+        query = select(jobs.c.id).order_by(jobs.c.created_at.desc()).limit(limit)
+        if collection is not None:
+            query = query.where(jobs.c.payload["collection"].as_string() == collection)
+        with self.engine.connect() as connection:
+            return list(connection.execute(query).scalars())
+
+    def questions(self, collection: str, limit: int) -> list[str]:
+        """Asked of a collection by its users, without repetition, the latest first."""
+        query = (
+            select(interactions.c.question)
+            .where(interactions.c.collection == collection, interactions.c.source == "user")
+            .group_by(interactions.c.question)
+            .order_by(func.max(interactions.c.created_at).desc())
+            .limit(limit)
+        )
+        with self.engine.connect() as connection:
+            return list(connection.execute(query).scalars())
 
     def set_job(self, identity: str, **columns: Any) -> None:
         with self.engine.begin() as connection:

@@ -26,7 +26,7 @@ class Reranker:
     def rerank(self, question: str, hits: Sequence[Hit]) -> list[Hit]:
         scores: list[float] = []
         for start in range(0, len(hits), 8):
-            pairs = [(question, hit.text) for hit in hits[start : start + 8]]
+            pairs = [(question, hit.searched) for hit in hits[start : start + 8]]
             logits = self._run(model_inputs(self._tokenizer.encode_batch(pairs)))
             scores += [float(score) for score in 1 / (1 + np.exp(-logits.reshape(len(pairs), -1)[:, -1]))]
         scored = [hit.model_copy(update={"rerank_score": score}) for hit, score in zip(hits, scores, strict=True)]

@@ -2,13 +2,17 @@
 
 import json
 import re
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from fastapi.exceptions import RequestValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from ingest.generations import Generation
+from ingest.reader import ReaderSpec
 from ingest.schemas import Chunking, Frozen, Hit, Progress, Report, Retrieval
-from service.records import Source, Turn
+from service.records import JobKind, Source, Turn
 
 FilterValue = str | Annotated[int, Field(ge=-(2**63), lt=2**63)] | bool
 FILTER_FIELDS = ("document_id", "path", "language")
@@ -127,19 +131,75 @@ class Retrieved(Frozen):
     timings_ms: dict[str, float]
 
 
-class IngestRequest(Request):
-    """`acl` (groups) and `metadata` are set on the documents of this job; left out, documents keep what they have."""
+Place = Annotated[Text, Field(min_length=1, max_length=4096)]
+Metadata = Annotated[dict[str, Any], AfterValidator(_storable)]
 
-    path: Annotated[Text, Field(min_length=1, max_length=4096)]
+
+class IngestRequest(Request):
+    """`path`: a folder, a file, or a URL; or, in its place, a LlamaIndex `reader`. `only`: these files and folders of it
+    alone. `restore`: documents that were deleted by their ids come back.
+
+    `acl` (groups) and `metadata` are set on the documents of this job; left out, documents keep what they have.
+    """
+
+    path: Place | None = None
+    reader: ReaderSpec | None = None
     collection: CollectionName = "default"
+    only: Annotated[tuple[Place, ...], Field(max_length=10_000)] = ()
     allow_empty: bool = False
+    restore: bool = False
     acl: Groups | None = None
-    metadata: Annotated[dict[str, Any], AfterValidator(_storable)] | None = None
+    metadata: Metadata | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.path is None) == (self.reader is None):
+            raise ValueError("name a path or a reader")
+        return self
+
+
+class UploadFields(Request):
+    """The fields of an upload's form beside its files."""
+
+    collection: CollectionName = "default"
+    acl: Groups | None = None
+    metadata: Metadata | None = None
+
+    @classmethod
+    def of_form(cls, form: Mapping[str, Any]) -> Self:
+        """`acl` and `metadata` as JSON. Raises RequestValidationError, as a body that does not fit does."""
+        try:
+            return cls.model_validate({key: _from_json(key, value) for key, value in form.items() if value})
+        except ValidationError as error:
+            raise RequestValidationError([{**one, "loc": ("body", *one["loc"])} for one in error.errors()]) from error
+
+
+def _from_json(key: str, value: Any) -> Any:
+    if key == "collection" or not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except ValueError:
+        return value
+
+
+class ReindexRequest(Request):
+    """What is left out stays as it is. `flip`: make it live at the end; else it is kept ready."""
+
+    embedder: Annotated[str, Field(min_length=1, max_length=512)] | None = None
+    chunking: Chunking | None = None
+    flip: bool = True
+
+
+class MoveRequest(Request):
+    """Of an index: `target` is a folder for Parquet, or a store as `chroma:PATH#NAME`."""
+
+    target: Place
 
 
 class Job(Frozen):
     job_id: str
-    kind: Literal["ingest"]
+    kind: JobKind
     state: JobState
     collection: str
     path: str
@@ -171,6 +231,12 @@ class CollectionView(Frozen):
     threshold: float | None
     created_at: datetime
     documents: int
+    chunks: int
+
+
+class IndexView(Generation):
+    """An index of a collection; `chunks` in it."""
+
     chunks: int
 
 

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from ingest.remote import prefixes_of
 from ingest.settings import CHECKOUT
 
 
@@ -18,7 +19,9 @@ class ServiceSettings(BaseSettings):
     port: int = Field(8000, ge=0, le=65535)  # 0: any free one
     api_keys_file: Path | None = None  # JSON: [{"id", "sha256", "groups"}]
     ingest_roots: Annotated[tuple[Path, ...], NoDecode] = ()  # separated by ":"; none: the working folder at the start
-    adapter_roots: Annotated[tuple[Path, ...], NoDecode] = ()  # the same, for adapters
+    ingest_urls: Annotated[tuple[str, ...], NoDecode] = ()  # URL prefixes, separated by white space or commas
+    ingest_readers: Annotated[tuple[str, ...], NoDecode] = ()  # MODULE:CLASS or MODULE.*, separated likewise
+    adapter_roots: Annotated[tuple[Path, ...], NoDecode] = ()  # folders, as ingest_roots, for adapters
 
     llm_url: str | None = None  # a vLLM that somebody else runs, as http://host:port/v1
     llm_api_key: SecretStr | None = None
@@ -57,6 +60,16 @@ class ServiceSettings(BaseSettings):
         if value < info.data.get("max_loras", 1):
             raise ValueError("must be at least SERVICE_MAX_LORAS")
         return value
+
+    @field_validator("ingest_urls", mode="before")
+    @classmethod
+    def _prefixes(cls, value: object) -> object:
+        return prefixes_of(value) if isinstance(value, str) else value
+
+    @field_validator("ingest_readers", mode="before")
+    @classmethod
+    def _names(cls, value: object) -> object:
+        return tuple(value.replace(",", " ").split()) if isinstance(value, str) else value
 
     @field_validator("ingest_roots", "adapter_roots", mode="before")
     @classmethod

@@ -2,13 +2,15 @@
 
 import json
 import sys
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from pydantic import BaseModel
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as ProgressBar
 
+from ingest.schemas import Progress, Report
 from service.client import Client
 from service.schemas import Answer, Job, QueryRequest
 
@@ -20,23 +22,39 @@ def follow(client: Client, job: Job) -> Job:
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[chunks]} chunks"),
+        BarColumn(bar_width=24),
+        TextColumn("{task.fields[said]}"),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=err, transient=True) as progress:
-        task = progress.add_task(f"ingesting {Path(job.path).name}", total=None, chunks=0)
+    with ProgressBar(*columns, console=err, transient=True) as bar:
+        task = bar.add_task(f"{job.kind} {PurePath(job.path).name or job.collection}", total=None, said="")
 
         def show(now: Job) -> None:
             at = now.progress
-            progress.update(task, total=at.files_total, completed=at.files, chunks=at.chunks)
+            by_bytes = at.bytes_total is not None and at.bytes_total > 0
+            total, done = (at.bytes_total, at.bytes) if by_bytes else (at.files_total, at.files)
+            bar.update(task, total=total, completed=done, said="queued" if now.state == "queued" else said(at))
 
         try:
             return client.wait(job.job_id, show)
         except KeyboardInterrupt:
             client.cancel(job.job_id)
             return client.wait(job.job_id, show)
+
+
+def said(at: Progress) -> str:
+    """As "37/100 files, 12 pages, 3.4 of 9.0 MB, 812 chunks, 45 a second, 1:20 left"."""
+    parts = [f"{at.files}/{at.files_total} files" if at.files_total is not None else f"{at.files} files"]
+    if at.pages:
+        parts.append(f"{at.pages} pages")
+    if at.bytes_total:
+        parts.append(f"{at.bytes / 1e6:.1f} of {at.bytes_total / 1e6:.1f} MB")
+    parts.append(f"{at.chunks} chunks")
+    if at.chunks_per_second:
+        parts.append(f"{at.chunks_per_second:g} a second")
+    if at.seconds_left:
+        parts.append(f"{int(at.seconds_left) // 60}:{int(at.seconds_left) % 60:02} left")
+    return ", ".join(parts)
 
 
 def ask_streaming(client: Client, request: QueryRequest) -> Answer:
@@ -59,13 +77,15 @@ def print_answer(answer: Answer) -> None:
         out.print("  [dim]no passage supports this answer[/]")
 
 
+def summary(report: Report) -> str:
+    files = ", ".join(f"{count} {state}" for state, count in report.files.model_dump().items() if count)
+    chunks = ", ".join(f"{count} {state}" for state, count in report.chunks.model_dump().items() if count)
+    return f"files: {files or 'none'}; chunks: {chunks or 'none changed'}; {report.seconds.get('total', 0):.1f} s"
+
+
 def print_report(job: Job) -> None:
     assert job.report is not None
-    files = ", ".join(f"{count} {state}" for state, count in job.report.files.model_dump().items() if count)
-    chunks = ", ".join(f"{count} {state}" for state, count in job.report.chunks.model_dump().items() if count)
-    out.print(
-        f"files: {files or 'none'}; chunks: {chunks or 'none changed'}; {job.report.seconds.get('total', 0):.1f} s"
-    )
+    out.print(summary(job.report), markup=False)
     for failure in job.report.failures:
         out.print(f"  [red]failed[/] {escape(failure.path)}: {escape(failure.reason)}")
     for skip in job.report.skips:

@@ -3,11 +3,12 @@
 from pathlib import Path
 
 import pytest
+from sqlalchemy import func, select
 
-from ingest.catalog import Catalog, Collection, Document, now
+from ingest.catalog import Catalog, Collection, Document, now, texts
 from ingest.db import connect, migrate
 from ingest.errors import ConflictError, NotFoundError
-from ingest.schemas import Chunking, ParsedText, document_id
+from ingest.schemas import Chunking, Labels, ParsedText, document_id
 
 
 @pytest.fixture
@@ -31,7 +32,7 @@ def collection(fingerprint: str, tokens: int = 224) -> Collection:
 def document(path: str, text: ParsedText | None = None, acl: tuple[str, ...] = ()) -> Document:
     return Document(
         id=document_id("notes", path, 0), collection="notes", uri=f"file:///{path}", first_uri=f"file:///{path}", path=path,
-        size=1, mtime_ns=1, content_hash="c", text_hash=text.content_address() if text else None, state="done", chunks=2,
+        size=1, stamp=1, content_hash="c", text_hash=text.content_address() if text else None, state="done", chunks=2,
         acl=acl, indexed_at=now(),
     )  # fmt: skip
 
@@ -93,7 +94,7 @@ def test_a_text_that_two_documents_share_goes_with_the_last_of_them(catalog: Cat
 
 def test_stamps_are_those_below_a_folder_not_of_its_namesakes(catalog: Catalog) -> None:
     catalog.put([document(path) for path in ("docs/a.md", "docs/deep/b.md", "docs-old/c.md", "docs")])
-    assert set(catalog.stamps("notes", "file:///docs")) == {
+    assert set(catalog.stamps("notes", ["file:///docs"])) == {
         "file:///docs/a.md",
         "file:///docs/deep/b.md",
         "file:///docs",
@@ -105,3 +106,45 @@ def test_documents_are_counted_by_state_with_their_chunks(catalog: Catalog) -> N
         [document("a.md"), document("b.md"), document("c.md").model_copy(update={"state": "failed", "chunks": 0})]
     )
     assert catalog.count("notes") == {"done": 2, "failed": 1, "chunks": 4}
+
+
+def test_an_archive_holds_its_members_and_no_namesake(catalog: Catalog) -> None:
+    catalog.put(
+        [document(path) for path in ("a.zip", "a.zip!/b.md", "a.zip!/in.zip/c.md", "a.zipped", "a.zip%21/d.md")]
+    )
+    found = catalog.stamps("notes", ["file:///a.zip"])
+    assert set(found) == {"file:///a.zip", "file:///a.zip!/b.md", "file:///a.zip!/in.zip/c.md"}
+
+
+def test_a_removed_document_keeps_no_text_and_is_not_brought_back_by_a_job_at_work(catalog: Catalog) -> None:
+    text = ParsedText(text="The password is hunter2.", mime="text/plain")
+    written = document("a.md", text)
+    catalog.finish([(written, text)])
+    catalog.remove([written.id])
+    assert catalog.is_removed(written.id)
+    assert catalog.finish([(written, text)]) == [written.id]
+    assert catalog.documents("notes") == []
+    assert [one.id for one in catalog.documents("notes", state="removed")] == [written.id]
+    with catalog.engine.connect() as connection:
+        assert connection.execute(select(func.count()).select_from(texts)).scalar_one() == 0
+
+
+def test_the_most_particular_access_list_holds() -> None:
+    plain = document("a.md").relabelled(given_acl=("staff",))
+    assert plain.acl == ("staff",)
+    own = plain.relabelled(own_acl=("board",))
+    assert own.acl == ("board",)
+    beside = own.relabelled(sidecar=Labels(acl=("hr", "audit")))
+    assert beside.acl == ("audit", "hr")
+    assert beside.relabelled(sidecar=Labels(acl=())).acl == ()
+    assert beside.relabelled(sidecar=None).acl == ("board",)
+    labelled = plain.relabelled(
+        properties={"title": "x", "year": 1}, metadata={"year": 2, "site": "n"}, sidecar=Labels(metadata={"site": "s"})
+    )
+    assert labelled.labels() == {"title": "x", "year": 2, "site": "s"}
+
+
+def test_documents_are_listed_by_folder(catalog: Catalog) -> None:
+    catalog.put([document(path) for path in ("docs/a.md", "docs/deep/b.md", "docs-old/c.md", "do_s/d.md")])
+    assert [one.path for one in catalog.documents("notes", path="docs")] == ["docs/a.md", "docs/deep/b.md"]
+    assert [one.path for one in catalog.documents("notes", path="do_s/")] == ["do_s/d.md"]

@@ -8,7 +8,8 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from ingest.chunk import STRETCH, split
+from ingest.chunk import split
+from ingest.chunk_piece import STRETCH
 from ingest.embed import TokenCounter, load_counter
 from ingest.parse import markdown_headings
 from ingest.schemas import Chunk, Chunking, Heading, PageSpan, ParsedText
@@ -44,7 +45,7 @@ def counter(models: Path) -> TokenCounter:
 
 def chunks_of(text: str, counter: TokenCounter, tokens: int = 32, overlap: int = 0) -> list[Chunk]:
     parsed = ParsedText(text=text, mime="text/markdown", headings=markdown_headings(text))
-    return split(DOCUMENT, parsed, Chunking(tokens=tokens, overlap=overlap), counter.ids, counter.max_tokens)
+    return split(DOCUMENT, parsed, Chunking(tokens=tokens, overlap=overlap), counter)
 
 
 @given(text=texts, tokens=st.sampled_from([16, 32, 100]), overlap=st.sampled_from([0, 8]))
@@ -70,7 +71,7 @@ def test_chunks_are_stretches_of_the_text_in_order_within_the_limit_and_lose_not
 
 def test_the_embedders_own_limit_holds_when_the_collection_asks_for_more(counter: TokenCounter) -> None:
     parsed = ParsedText(text="The pump stops. " * 400, mime="text/plain")
-    chunks = split(DOCUMENT, parsed, Chunking(tokens=4000), counter.ids, counter.max_tokens)
+    chunks = split(DOCUMENT, parsed, Chunking(tokens=4000), counter)
     assert counter.max_tokens == 510
     assert max(len(counter.ids(chunk.text)) for chunk in chunks) <= 510
     assert len(chunks) == 4
@@ -112,8 +113,7 @@ def test_an_edited_sentence_changes_the_id_of_its_own_chunk_alone(counter: Token
 def test_the_same_text_in_another_document_has_another_id(counter: TokenCounter) -> None:
     parsed = ParsedText(text="The pump stops.", mime="text/plain")
     ids = {
-        split(document, parsed, Chunking(), counter.ids, counter.max_tokens)[0].id
-        for document in (DOCUMENT, DOCUMENT.replace("0b3c", "0b3d"))
+        split(document, parsed, Chunking(), counter)[0].id for document in (DOCUMENT, DOCUMENT.replace("0b3c", "0b3d"))
     }
     assert len(ids) == 2
 
@@ -158,7 +158,7 @@ def test_a_chunk_names_the_page_that_it_begins_on(counter: TokenCounter) -> None
         spans.append(PageSpan(number=number, start=at, end=at + len(page)))
         at += len(page) + 2
     parsed = ParsedText(text=text, mime="application/pdf", pages=tuple(spans))
-    chunks = split(DOCUMENT, parsed, Chunking(tokens=32), counter.ids, counter.max_tokens)
+    chunks = split(DOCUMENT, parsed, Chunking(tokens=32), counter)
     assert {chunk.page for chunk in chunks} == {1, 2, 4}
     for chunk in chunks:
         (around,) = [span for span in spans if span.start <= chunk.start < span.end + 2]
@@ -169,7 +169,7 @@ def test_headings_without_any_text_between_them_stay_together(counter: TokenCoun
     text = "Pumps\nService\nGrease it every year."
     headings = (Heading(level=1, start=0, title="Pumps"), Heading(level=2, start=6, title="Service"))
     parsed = ParsedText(text=text, mime="text/html", headings=headings)
-    assert [chunk.text for chunk in split(DOCUMENT, parsed, Chunking(), counter.ids, counter.max_tokens)] == [
+    assert [chunk.text for chunk in split(DOCUMENT, parsed, Chunking(), counter)] == [
         "Pumps\nService\nGrease it every year."
     ]
 

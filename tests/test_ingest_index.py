@@ -30,8 +30,8 @@ from ingest.index import (
 from ingest.index_edge import EdgeIndex
 from ingest.index_server import ServerIndex
 from ingest.language import reads
-from ingest.parse import parse
-from ingest.schemas import Chunk, Chunking, Hit, Retrieval, document_id
+from ingest.parse import ParseOptions, parse
+from ingest.schemas import Chunk, Chunking, Hit, Retrieval, SparseVector, document_id
 from ingest.settings import CHECKOUT, IngestSettings
 
 EXAMPLES = CHECKOUT / "examples"
@@ -57,11 +57,11 @@ def corpus_of(models: Path, embedder: Embedder) -> Corpus:
     for n, file in enumerate(sorted(file for file in EXAMPLES.rglob("*") if file.is_file())):
         path = str(file.relative_to(EXAMPLES))
         documents[path] = document_id("default", path, 0)
-        parsed = parse(file.read_bytes(), path, 1_000_000)
-        for chunk in split(documents[path], parsed, Chunking(tokens=96), counter.ids, counter.max_tokens):
+        parsed = parse(file.read_bytes(), path, ParseOptions(1_000_000))
+        for chunk in split(documents[path], parsed, Chunking(tokens=96), counter):
             chunks.append(chunk)
             labels = {"number": n % 3, "draft": n % 2 == 0, "site": "north" if n % 2 else "south"}
-            payloads.append(chunk_payload(chunk, documents[path], path, GROUPS[n % len(GROUPS)], labels))
+            payloads.append(chunk_payload(chunk, documents[path], path, GROUPS[n % len(GROUPS)], labels, "bge"))
     vectors = embedder.embed([chunk.text for chunk in chunks])
     points = [
         Point(chunk.id, vector, sparse_document(chunk.text), payload)
@@ -306,6 +306,61 @@ def test_an_index_that_is_not_there_answers_as_an_empty_one(engine: Index) -> No
     assert engine.payloads("c", [point(1, "").id]) == {}
     assert engine.search("c", point(1, "").dense, sparse_query("pump"), Filter(), 5) == Candidates([], [])
     engine.flush("c")
+
+
+def scanned(index: Index, name: str, limit: int) -> list[Point]:
+    found: list[Point] = []
+    offset = None
+    while True:
+        points, offset = index.scan(name, offset, limit)
+        assert len(points) <= limit
+        found += points
+        if offset is None:
+            return found
+
+
+@pytest.mark.parametrize("limit", [1, 40, 1000])
+def test_a_scan_gives_every_point_once_with_its_vectors_and_payload(
+    corpus: Corpus, edge: EdgeIndex, server: ServerIndex, limit: int
+) -> None:
+    expected = {one.id: one for one in corpus.points}
+    for index in (edge, server):
+        found = scanned(index, "examples", limit)
+        assert [one.id for one in found] == sorted(expected)
+        for one in found:
+            written = expected[one.id]
+            assert one.payload == written.payload
+            assert one.dense.dtype == np.float32
+            assert one.dense == pytest.approx(written.dense, abs=1e-6)
+            assert dict(zip(one.sparse.indices, one.sparse.values, strict=True)) == {
+                word: float(np.float32(weight))
+                for word, weight in zip(written.sparse.indices, written.sparse.values, strict=True)
+            }
+
+
+def test_what_was_scanned_and_written_again_is_scanned_the_same(engine: Index, corpus: Corpus) -> None:
+    """Vectors do not drift from one dump to the next, and a chunk without a word in it comes back as one."""
+    engine.create("c", 384)
+    engine.upsert("c", corpus.points[:30])
+    wordless = Point(corpus.points[30].id, corpus.points[30].dense, SparseVector(indices=[], values=[]), {"text": "!"})
+    engine.upsert("c", [wordless])
+    first = scanned(engine, "c", 100)
+    engine.create("d", 384)
+    engine.upsert("d", first)
+    for before, after in zip(first, scanned(engine, "d", 100), strict=True):
+        assert (after.id, after.sparse, after.payload) == (before.id, before.sparse, before.payload)
+        assert after.dense == pytest.approx(before.dense, abs=1e-7)
+    assert next(one for one in first if one.id == wordless.id).sparse == wordless.sparse
+
+
+def test_the_indexes_that_exist_are_named_and_no_others(engine: Index) -> None:
+    assert engine.names() == []
+    for name in ("b.2", "a.1", "c.3"):
+        engine.create(name, 4)
+    engine.drop("c.3")
+    assert engine.names() == ["a.1", "b.2"]
+    assert engine.scan("c.3", None, 10) == ([], None)
+    assert engine.scan("a.1", None, 10) == ([], None)
 
 
 def test_a_question_of_common_words_alone_is_answered_by_the_dense_side(engine: Index) -> None:

@@ -29,9 +29,11 @@ from pathlib import Path
 from ingest.catalog import Catalog, Collection, now
 from ingest.db import connect, migrate
 from ingest.index_edge import EdgeIndex
-from ingest.pipeline import IngestJob
+from ingest.pipeline import IngestJob, Options
 from ingest.schemas import Chunking
 from ingest.settings import IngestSettings
+from ingest.sync import Folder, Labelling
+from ingest.writer import Target
 
 settings, folder = IngestSettings(), Path(sys.argv[1])
 engine = connect(settings.sqlalchemy_url())
@@ -43,7 +45,8 @@ catalog = Catalog(engine)
 catalog.put_collection(collection)
 index = EdgeIndex(settings.home / "index")
 job = IngestJob(
-    catalog, index, settings, collection, folder, folder, runtime="onnxruntime", dimension=384, acl=["staff"],
+    catalog, Target(index, collection.index, 384, "e" * 64), settings, collection, Folder(folder, folder),
+    Options(Labelling(["staff"])), runtime="onnxruntime",
     report_progress=lambda progress: print(progress.model_dump_json(), flush=True),
 )
 print(job.run().model_dump_json(), flush=True)

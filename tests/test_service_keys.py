@@ -11,7 +11,7 @@ import httpx
 import pytest
 from service_fixtures import IMPELLER, Service, WireEngine, running, write
 
-from ingest.errors import ForbiddenError, SettingsError
+from ingest.errors import ForbiddenError, NotFoundError, SettingsError
 from service.client import Client
 from service.principals import Keys, Principal
 from service.schemas import IngestRequest, QueryRequest, SearchRequest
@@ -155,6 +155,46 @@ def test_interaction_and_its_feedback_are_its_own_principals_alone(
 def test_with_keys_other_hosts_may_ask(keyed: Service) -> None:
     headers = {"host": "graft.example", "origin": "http://app.example"}
     assert keyed.http.get("/collections", headers=headers).status_code == 200
+
+
+def test_an_uploaded_file_is_for_its_groups_alone_and_by_admins_alone(
+    keyed: Service, client: Callable[[str], Client]
+) -> None:
+    form = {"collection": "uploads", "acl": json.dumps(["a"])}
+    files = [("files", ("policies/pay.md", SECRETS["a/pay.md"]))]
+    reply = keyed.http.post("/documents", data=form, files=files)
+    assert reply.status_code == 202, reply.text
+    assert keyed.wait(reply.json()["job_id"])["state"] == "succeeded"
+    (document,) = client("key-admin").documents("uploads")
+    assert (document.path, document.acl) == ("policies/pay.md", ("a",))
+    assert paths_of(client("key-a"), collection="uploads") == {"policies/pay.md"}
+    assert paths_of(client("key-b"), collection="uploads") == set()
+    with pytest.raises(NotFoundError):
+        client("key-b").document(document.id)
+    for key in ("key-a", "key-b"):
+        with pytest.raises(ForbiddenError):
+            client(key).delete_document(document.id)
+        headers = {"authorization": f"Bearer {key}"}
+        assert keyed.http.post("/documents", data=form, files=files, headers=headers).status_code == 403
+
+
+def test_a_sidecar_narrows_a_document_of_an_open_folder(keyed: Service, client: Callable[[str], Client]) -> None:
+    folder = keyed.root / "sidecars"
+    write(folder, {"pay.md": SECRETS["a/pay.md"], "open.md": "The plumbers eat at noon."})
+    write(folder, {"pay.md.graft.json": '{"acl": ["a"], "metadata": {"site": "north"}}'})
+    keyed.ingest(folder, collection="sidecars")
+    assert paths_of(client("key-a"), collection="sidecars") == {"sidecars/pay.md", "sidecars/open.md"}
+    assert paths_of(client("key-b"), collection="sidecars") == {"sidecars/open.md"}
+    assert paths_of(client("key-a"), collection="sidecars", filters={"metadata.site": "north"}) == {"sidecars/pay.md"}
+    (folder / "pay.md.graft.json").write_text('{"acl": ["b"]}')
+    job = keyed.ingest(folder, collection="sidecars")
+    assert job["report"]["chunks"]["added"] == 0
+    assert paths_of(client("key-a"), collection="sidecars") == {"sidecars/open.md"}
+    assert paths_of(client("key-b"), collection="sidecars") == {"sidecars/pay.md", "sidecars/open.md"}
+    write(folder, {"new.md": "The plumbers sleep.", "new.md.graft.json": '{"acl": "a"}'})
+    job = keyed.ingest(folder, collection="sidecars")
+    assert "sidecar" in job["report"]["failures"][0]["reason"]
+    assert "sidecars/new.md" not in paths_of(client("key-admin"), collection="sidecars")
 
 
 # without keys

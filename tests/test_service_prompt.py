@@ -97,6 +97,32 @@ def test_hostile_passage_stays_inside_the_last_user_message(version: str) -> Non
     assert messages[-1]["role"] == "user"
 
 
+ROW = hit(
+    "| K40 bearing | 2,000 |\n| H75 bearing | 4,000 |",
+    heading="Service > Hours",
+    context="| part | hours |\n|---|---|",
+    path="hours.md",
+)
+
+
+def test_a_passage_is_shown_under_the_header_of_its_table() -> None:
+    (_, asked) = build("cited-1", "How long does the H75 bearing last?", [], [ROW])
+    assert asked["content"].startswith(
+        "Passages:\n\n[1] (hours.md, Service > Hours)\n| part | hours |\n|---|---|\n| K40 bearing | 2,000 |\n| H75"
+    )
+    *_, asked = build("brief-1", "How long does the H75 bearing last?", [], [ROW])
+    assert asked["content"] == (
+        "Hours\n\n| part | hours |\n|---|---|\n| H75 bearing | 4,000 |\n\nQuestion: How long does the H75 bearing last?"
+    )
+
+
+@pytest.mark.parametrize("version", PASSAGES)
+@pytest.mark.parametrize("context", ["Heron H75 > Oil", "Oil", None])
+def test_a_heading_path_is_not_shown_twice(version: str, context: str | None) -> None:
+    passage = OIL.model_copy(update={"context": context})
+    assert build(version, "How much oil?", [], [passage]) == build(version, "How much oil?", [], [OIL])
+
+
 def test_best_sentence_is_the_one_that_the_question_is_about() -> None:
     assert best_sentence("How many litres does the chamber hold?", OIL).startswith("The chamber holds 3.2 litres")
     assert best_sentence("How often must I change the oil?", OIL).startswith("Change the oil")

@@ -1,11 +1,22 @@
-"""Collections: how each is embedded, split, searched and answered from."""
+"""Collections: how each is embedded, split, searched and answered from; its indexes, old and new."""
 
 from anyio import to_thread
 from fastapi import APIRouter
 
 from ingest.catalog import Collection
 from service.deps import Parts, WithAdmin, WithParts, WithPrincipal
-from service.schemas import CollectionName, CollectionSettings, CollectionView
+from service.jobs import DumpPayload, LoadPayload, ReindexPayload
+from service.routes.jobs import allowed
+from service.schemas import (
+    CollectionName,
+    CollectionSettings,
+    CollectionView,
+    IndexView,
+    Job,
+    MoveRequest,
+    ReindexRequest,
+)
+from service.work import fingerprint
 
 router = APIRouter(prefix="/collections", tags=["collections"])
 
@@ -24,11 +35,11 @@ async def collection(name: str, parts: WithParts, principal: WithPrincipal) -> C
 async def put_collection(
     name: CollectionName, body: CollectionSettings, parts: WithParts, principal: WithAdmin
 ) -> CollectionView:
-    """Creates or changes one. Another embedder or chunking on a filled collection is refused."""
+    """Creates or changes one. Another embedder or chunking of a filled collection is for `reindex`."""
     pins = "adapter" in body.model_fields_set
     if pins and body.adapter:
         await parts.adapters.ready(body.adapter)
-    await to_thread.run_sync(parts.put_collection, name, body)
+    await to_thread.run_sync(parts.documents.put_collection, name, body)
     if pins:
         await to_thread.run_sync(parts.pin, name, body.adapter, principal.id)
     return await to_thread.run_sync(lambda: _view(parts, parts.catalog.collection(name)))
@@ -36,8 +47,78 @@ async def put_collection(
 
 @router.delete("/{name}", status_code=204)
 async def delete_collection(name: str, parts: WithParts, principal: WithAdmin) -> None:
-    """Its documents, their texts and its index go; interactions and feedback stay."""
+    """Its documents, their texts and its indexes go; interactions and feedback stay."""
     await to_thread.run_sync(parts.delete_collection, name, principal.id)
+
+
+@router.post("/{name}/reindex", status_code=202)
+async def reindex(name: str, body: ReindexRequest, parts: WithParts, principal: WithAdmin) -> Job:
+    """Builds an index beside the live one, from the kept texts, compares the two, and makes it live."""
+
+    def enqueue() -> Job:
+        held = parts.catalog.collection(name)
+        embedder = parts.retriever.embedder(body.embedder or held.embedder)
+        fingerprint(embedder, body.chunking or held.chunking)
+        payload = ReindexPayload(collection=name, embedder=body.embedder, chunking=body.chunking, flip=body.flip)
+        return parts.jobs.enqueue(payload, principal.id)
+
+    return await to_thread.run_sync(enqueue)
+
+
+@router.get("/{name}/indexes")
+async def indexes(name: str, parts: WithParts, principal: WithPrincipal) -> list[IndexView]:
+    """Oldest first: the live one, those kept for a way back, those being built."""
+    return await to_thread.run_sync(parts.documents.indexes, name)
+
+
+@router.post("/{name}/indexes/{index}/activate", status_code=202)
+async def activate_index(name: str, index: str, parts: WithParts, principal: WithAdmin) -> Job:
+    """Brings an index that is kept up to date and makes it live: the way back, and the way to one built without a flip."""
+    return await to_thread.run_sync(lambda: parts.jobs.enqueue(parts.documents.reindexing(name, index), principal.id))
+
+
+@router.delete("/{name}/indexes/{index}", status_code=204)
+async def delete_index(name: str, index: str, parts: WithParts, principal: WithAdmin) -> None:
+    def drop() -> None:
+        parts.refuse_busy(name)
+        parts.documents.drop_index(name, index)
+
+    await to_thread.run_sync(drop)
+
+
+@router.post("/{name}/dump", status_code=202)
+async def dump(name: str, body: MoveRequest, parts: WithParts, principal: WithAdmin) -> Job:
+    """Writes the live index as Parquet shards, or to another store."""
+
+    def enqueue() -> Job:
+        parts.catalog.collection(name)
+        payload = DumpPayload(collection=name, target=_target(parts, body.target, exists=False))
+        return parts.jobs.enqueue(payload, principal.id)
+
+    return await to_thread.run_sync(enqueue)
+
+
+@router.post("/{name}/load", status_code=202)
+async def load(name: CollectionName, body: MoveRequest, parts: WithParts, principal: WithAdmin) -> Job:
+    """Takes in what `dump` wrote, or another store holds."""
+
+    def enqueue() -> Job:
+        payload = LoadPayload(collection=name, target=_target(parts, body.target, exists=True))
+        return parts.jobs.enqueue(payload, principal.id)
+
+    return await to_thread.run_sync(enqueue)
+
+
+def _target(parts: Parts, target: str, exists: bool) -> str:
+    """Folders, also those of embedded stores, lie below the allowed roots. Raises ForbiddenError, InvalidError."""
+    from ingest import stores
+
+    if not stores.is_store(target):
+        return str(allowed(target, parts.settings.ingest_roots, exists)[0])
+    store = stores.parse_store(target)
+    if store.is_local:
+        allowed(store.place, parts.settings.ingest_roots, exists)
+    return target
 
 
 def _view(parts: Parts, collection: Collection) -> CollectionView:

@@ -1,0 +1,161 @@
+"""`graft ingest`, `graft documents` and `graft jobs`."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from ingest.errors import GraftError, InvalidError
+from ingest.reader import ReaderSpec, args_of
+from ingest.remote import is_remote
+from service.cli_options import CollectionOption, JsonOption, connected, ingest_settings
+from service.schemas import IngestRequest, Job
+from service.show import err, escape, follow, out, print_report, write_json
+
+documents_app = typer.Typer(no_args_is_help=True, help="What was taken in: list, add, delete.")
+jobs_app = typer.Typer(no_args_is_help=True, help="Jobs: list, follow, cancel, retry.")
+AclOption = Annotated[list[str] | None, typer.Option(help="A group that may see these documents; may be repeated.")]
+MetadataOption = Annotated[str | None, typer.Option(metavar="JSON", help="An object that is set on these documents.")]
+
+
+def ingest(
+    source: Annotated[str | None, typer.Argument(help="A folder, a file, or a URL as s3://bucket/prefix.")] = None,
+    collection: CollectionOption = "default",
+    watch: Annotated[bool, typer.Option(help="Follow changes of the folder until Ctrl-C.")] = False,
+    allow_empty: Annotated[bool, typer.Option(help="Let an empty source empty its part of the index.")] = False,
+    restore: Annotated[bool, typer.Option(help="Bring back documents that were deleted by their ids.")] = False,
+    acl: AclOption = None,
+    metadata: MetadataOption = None,
+    reader: Annotated[
+        str | None, typer.Option(metavar="MODULE:CLASS", help="Take the documents of a LlamaIndex reader.")
+    ] = None,
+    arg: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="For the reader; may be repeated.")] = None,
+    to: JsonOption = None,
+) -> None:
+    """Brings documents into a collection and keeps it in step with their source: run it again after changes."""
+    fields: dict[str, Any] = {"collection": collection, "allow_empty": allow_empty, "restore": restore}
+    if reader is not None:
+        fields["reader"] = ReaderSpec(name=reader, args=args_of(arg or []))
+    if source is not None:
+        fields["path"] = source if is_remote(source) else str(Path(source).absolute())
+    if acl is not None:
+        fields["acl"] = acl
+    if metadata is not None:
+        fields["metadata"] = _object(metadata)
+    request = IngestRequest(**fields)
+    if watch and (request.path is None or is_remote(request.path)):
+        raise InvalidError("--watch follows a folder; for any other source, run the command again from time to time")
+    with connected() as client:
+        report(follow(client, client.ingest(request)), to)
+        if watch:
+            from service.watch import follow_changes
+
+            follow_changes(client, request, ingest_settings().watch_reconcile_seconds, err)
+
+
+@documents_app.command("list")
+def list_documents(
+    collection: CollectionOption = "default",
+    path: Annotated[str | None, typer.Option(help="This file, or those of this folder.")] = None,
+    state: Annotated[str | None, typer.Option(help="done, failed, skipped, writing or removed.")] = None,
+    to: JsonOption = None,
+) -> None:
+    """Lists documents, with what went wrong with them."""
+    with connected() as client:
+        found = client.documents(collection, limit=10_000, path=path, state=state)
+    if to:
+        write_json(found, to)
+        return
+    table = Table("path", "state", "chunks", "groups", "id")
+    for one in found:
+        said = f"{one.state}: {one.reason}" if one.reason else one.state
+        table.add_row(escape(one.path), escape(said), str(one.chunks), escape(", ".join(one.acl)) or "-", one.id)
+    out.print(table)
+
+
+@documents_app.command("add")
+def add_documents(
+    files: list[Path],
+    collection: CollectionOption = "default",
+    acl: AclOption = None,
+    metadata: MetadataOption = None,
+    to: JsonOption = None,
+) -> None:
+    """Uploads files: the service keeps them. One of an earlier one's name is its new version."""
+    with connected() as client:
+        job = client.upload(files, collection, acl, None if metadata is None else _object(metadata))
+        report(follow(client, job), to)
+
+
+@documents_app.command("rm")
+def remove_documents(ids: list[str]) -> None:
+    """Deletes documents by their ids: they leave every search and the kept texts at once."""
+    with connected() as client:
+        for identity in ids:
+            client.delete_document(identity)
+            out.print(f"deleted {identity}")
+
+
+@jobs_app.command("list")
+def list_jobs(
+    collection: Annotated[str | None, typer.Option("--collection", "-c", help="Of this one alone.")] = None,
+    to: JsonOption = None,
+) -> None:
+    """The latest jobs."""
+    with connected() as client:
+        found = client.jobs(collection)
+    if to:
+        write_json(found, to)
+        return
+    table = Table("job", "kind", "collection", "state", "files", "chunks", "what")
+    for job in found:
+        state = f"{job.state}: {job.error}" if job.error else job.state
+        at = job.progress
+        table.add_row(
+            job.job_id, job.kind, job.collection, escape(state), str(at.files), str(at.chunks), escape(job.path)
+        )
+    out.print(table)
+
+
+@jobs_app.command("follow")
+def follow_job(job_id: str, to: JsonOption = None) -> None:
+    """Shows a job's progress and its report; Ctrl-C cancels it."""
+    with connected() as client:
+        report(follow(client, client.job(job_id)), to)
+
+
+@jobs_app.command("cancel")
+def cancel_job(job_id: str) -> None:
+    """What it has finished is kept."""
+    with connected() as client:
+        out.print(client.cancel(job_id).state)
+
+
+@jobs_app.command("retry")
+def retry_job(job_id: str, to: JsonOption = None) -> None:
+    """Takes the failed files of a job once more."""
+    with connected() as client:
+        report(follow(client, client.retry(job_id)), to)
+
+
+def report(job: Job, to: str | None) -> None:
+    """Raises GraftError when it did not succeed; a report that there is nevertheless is written first."""
+    if job.report is not None:
+        if to:
+            write_json(job.report, to)
+        else:
+            print_report(job)
+    if job.state != "succeeded" or job.report is None:
+        raise GraftError(f"the job ended {job.state}: {job.error or 'run it again to go on'}")
+
+
+def _object(text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise InvalidError(f"--metadata {text!r} is not JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise InvalidError(f'--metadata {text!r} is not an object, as {{"department": "stores"}}')
+    return found

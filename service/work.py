@@ -1,0 +1,277 @@
+"""What each kind of job does, and what changes documents and indexes outside of a job. All of it blocks."""
+
+import hashlib
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from ingest import reader, remote
+from ingest.catalog import Catalog, Collection, index_name, now
+from ingest.embed import Embedder
+from ingest.errors import ConflictError, InvalidError, NotFoundError
+from ingest.generations import Generation, Generations
+from ingest.index import Index
+from ingest.pipeline import IngestJob, Options, Source
+from ingest.reindex import ReindexJob
+from ingest.schemas import ChunkCounts, Chunking, FileCounts, Progress, Report, Retrieval
+from ingest.settings import IngestSettings
+from ingest.source import Reader, Remote
+from ingest.sync import SIDECAR, Folder, Labelling
+from ingest.writer import Target
+from service.jobs import DumpPayload, IngestPayload, LoadPayload, ReindexPayload, Work
+from service.records import JobKind, Records
+from service.retrieve import Retriever
+from service.schemas import CollectionSettings, IndexView
+from service.settings import ServiceSettings
+
+DEFAULT = "default"
+SAMPLES = 50  # questions that a new index is compared on
+Cancelled = Callable[[], bool]
+Tell = Callable[[Progress], None]
+
+
+class Documents:
+    """Collections and their documents: the one place that writes them for the service."""
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        index: Index,
+        retriever: Retriever,
+        records: Records,
+        settings: ServiceSettings,
+        ingest: IngestSettings,
+    ) -> None:
+        self.catalog = catalog
+        self.generations = Generations(catalog.engine)
+        self.index = index
+        self.retriever = retriever
+        self.records = records
+        self.settings = settings
+        self.ingest = ingest
+        shutil.rmtree(ingest.scratch, ignore_errors=True)  # of a killed job
+
+    # collections
+
+    def ensure_collection(self, name: str) -> Collection:
+        try:
+            return self.catalog.collection(name)
+        except NotFoundError:
+            return self.put_collection(name, CollectionSettings())
+
+    def put_collection(self, name: str, given: CollectionSettings) -> Collection:
+        """Raises InvalidError, ConflictError (another embedder or chunking meets documents), SettingsError."""
+        try:
+            held: Collection | None = self.catalog.collection(name)
+        except NotFoundError:
+            held = None
+        fields = given.model_fields_set
+        embedder = self.retriever.embedder(given.embedder or (held.embedder if held else self.ingest.embedder))
+        chunking = given.chunking or (held.chunking if held else Chunking())
+        collection = Collection(
+            name=name,
+            embedder=embedder.name,
+            chunking=chunking,
+            fingerprint=fingerprint(embedder, chunking),
+            retrieval=given.retrieval or (held.retrieval if held else Retrieval()),
+            prompt=given.prompt or (held.prompt if held else "auto"),
+            threshold=given.threshold if "threshold" in fields or not held else held.threshold,
+            created_at=held.created_at if held else now(),
+        )
+        self.catalog.put_collection(collection)
+        if held and held.fingerprint != collection.fingerprint:
+            self.index.drop(held.index)
+        return collection
+
+    def delete_collection(self, name: str) -> None:
+        """Raises NotFoundError."""
+        self.catalog.collection(name)
+        self.catalog.delete_collection(name)
+        self.generations.forget(name)
+        for index in self._indexes(name):
+            self.index.drop(index)
+        shutil.rmtree(self.uploads(name), ignore_errors=True)
+
+    # indexes
+
+    def indexes(self, name: str) -> list[IndexView]:
+        """Raises NotFoundError."""
+        found = self.generations.of(self.catalog.collection(name))
+        return [IndexView(**one.model_dump(), chunks=self.index.count(one.index)) for one in found]
+
+    def reindexing(self, name: str, fingerprint: str) -> ReindexPayload:
+        """-> the job that makes an earlier or a ready index live again. Raises NotFoundError, ConflictError, InvalidError."""
+        collection = self.catalog.collection(name)
+        wanted = self.generations.generation(collection, fingerprint)
+        if wanted.fingerprint == collection.fingerprint:
+            raise InvalidError(f"index {fingerprint!r} is the live one of collection {name!r}")
+        return ReindexPayload(collection=name, embedder=wanted.embedder, chunking=wanted.chunking)
+
+    def drop_index(self, name: str, fingerprint: str) -> Generation:
+        """Raises NotFoundError, ConflictError (it is the live one)."""
+        collection = self.catalog.collection(name)
+        wanted = self.generations.generation(collection, fingerprint)
+        if wanted.fingerprint == collection.fingerprint:
+            raise ConflictError(
+                f"index {fingerprint!r} is the live one of collection {name!r}; make another one live first"
+            )
+        self.generations.forget(name, wanted.fingerprint)
+        self.index.drop(wanted.index)
+        return wanted
+
+    # documents
+
+    def uploads(self, collection: str) -> Path:
+        return self.ingest.home / "uploads" / collection
+
+    def remove(self, document_id: str) -> None:
+        """A document, or an archive with its members, leaves every index and the kept texts; an uploaded file goes too.
+
+        A file of a folder stays where it is, and is kept out of later jobs. Raises NotFoundError.
+        """
+        document = self.catalog.document(document_id)
+        members = self.catalog.stamps(document.collection, [document.uri + "!/"])
+        ids = [document_id, *(row["id"] for row in members.values())]
+        self.catalog.remove(ids)  # first, so that a running job writes no more of them
+        for name in self._indexes(document.collection):
+            for identity in ids:
+                self.index.delete(name, sorted(self.index.ids(name, identity)))
+            self.index.flush(name)
+        uploads = self.uploads(document.collection)
+        uploaded = uploads / document.path
+        if document.uri == Folder(uploaded, uploads).uris()[0]:
+            for path in (uploaded, Path(f"{uploaded}{SIDECAR}")):
+                path.unlink(missing_ok=True)
+
+    def _indexes(self, collection: str) -> list[str]:
+        return [name for name in self.index.names() if name.rpartition(".")[0] == collection]
+
+    # jobs
+
+    def kinds(self) -> dict[JobKind, Work]:
+        return {"ingest": self.run_ingest, "reindex": self.run_reindex, "dump": self.run_dump, "load": self.run_load}
+
+    def run_ingest(self, payload: IngestPayload, cancelled: Cancelled, tell: Tell) -> Report:
+        collection = self.ensure_collection(payload.collection)
+        embedder = self.retriever.embedder(collection.embedder)
+        options = Options(
+            Labelling(payload.acl, payload.metadata),
+            payload.allow_empty,
+            payload.restore,
+            payload.only_failed,
+            self.settings.ingest_urls,
+        )
+        return IngestJob(
+            self.catalog,
+            self._target(collection.index, embedder),
+            self.ingest,
+            collection,
+            self._source(payload, cancelled),
+            options,
+            runtime=embedder.runtime,
+            reads=embedder.languages,
+            cancelled=cancelled,
+            report_progress=tell,
+        ).run()
+
+    def run_reindex(self, payload: ReindexPayload, cancelled: Cancelled, tell: Tell) -> Report:
+        collection = self.catalog.collection(payload.collection)
+        live = self.retriever.embedder(collection.embedder)
+        embedder = self.retriever.embedder(payload.embedder or collection.embedder)
+        chunking = payload.chunking or collection.chunking
+        new = fingerprint(embedder, chunking)
+        return ReindexJob(
+            self.catalog,
+            self._target(index_name(collection.name, new), embedder),
+            self.ingest,
+            collection,
+            chunking,
+            new,
+            live=live,
+            embedder=embedder,
+            questions=self.records.questions(collection.name, SAMPLES),
+            flip=payload.flip,
+            cancelled=cancelled,
+            report_progress=tell,
+        ).run()
+
+    def run_dump(self, payload: DumpPayload, cancelled: Cancelled, tell: Tell) -> Report:
+        from ingest import shards, stores
+
+        collection = self.catalog.collection(payload.collection)
+        told: dict[str, Any] = {"progress": tell, "cancelled": cancelled}
+        if not stores.is_store(payload.target):
+            done = shards.dump(self.catalog, self.index, collection, Path(payload.target), **told)
+            note = f"{done.shards} shards, {done.bytes / 1e6:.1f} MB in {payload.target}"
+            return _moved(done.documents, done.chunks, done.seconds, note)
+        with self._scratch() as folder:
+            dumped = shards.dump(self.catalog, self.index, collection, folder, **told)
+            pushed = stores.push(folder, payload.target, **told)
+        left = f"; {pushed.left_out} documents did not go along" if pushed.left_out else ""
+        note = f"{pushed.chunks} chunks in {payload.target}{left}"
+        return _moved(dumped.documents, pushed.chunks, dumped.seconds + pushed.seconds, note)
+
+    def run_load(self, payload: LoadPayload, cancelled: Cancelled, tell: Tell) -> Report:
+        """A collection that is not there yet is made as the dumped one was."""
+        from ingest import parquet, shards, stores
+
+        told: dict[str, Any] = {"progress": tell, "cancelled": cancelled}
+        with ExitStack() as held:
+            folder, foreign = Path(payload.target), 0
+            if stores.is_store(payload.target):
+                folder = held.enter_context(self._scratch())
+                foreign = stores.pull(payload.target, folder, collection=self._held(payload.collection), **told).foreign
+            dumped = parquet.read_manifest(folder).collection
+            settings = {"embedder": dumped.embedder, "chunking": dumped.chunking, "retrieval": dumped.retrieval}
+            if self._held(payload.collection) is None:
+                self.put_collection(payload.collection, CollectionSettings.model_validate(settings))
+            collection = self.catalog.collection(payload.collection)
+            done = shards.load(self.catalog, self.index, folder, collection, home=self.ingest.home, **told)
+        note = f"{done.shards} shards, {done.resumed} of them loaded before"
+        note += f"; {foreign} chunks were written by another program" if foreign else ""
+        return _moved(done.documents, done.chunks, done.seconds, note)
+
+    def _held(self, name: str) -> Collection | None:
+        with suppress(NotFoundError):
+            return self.catalog.collection(name)
+        return None
+
+    @contextmanager
+    def _scratch(self) -> Iterator[Path]:
+        folder = self.ingest.scratch / uuid.uuid4().hex
+        folder.mkdir(parents=True)
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _source(self, payload: IngestPayload, cancelled: Cancelled) -> Source:
+        if payload.reader is not None:
+            reader.allowed(payload.reader.name, self.settings.ingest_readers)
+            folder = self.ingest.scratch / uuid.uuid4().hex
+            return Reader(payload.reader, folder, cancelled, self.ingest.job_seconds)
+        if remote.is_remote(payload.target):
+            return Remote(payload.target, self.settings.ingest_urls)
+        return Folder(Path(payload.target), Path(payload.root), tuple(map(Path, payload.only)))
+
+    def _target(self, name: str, embedder: Embedder) -> Target:
+        return Target(self.index, name, embedder.dimension, embedder.fingerprint)
+
+
+def _moved(documents: int, chunks: int, seconds: float, note: str) -> Report:
+    return Report(
+        files=FileCounts(done=documents), chunks=ChunkCounts(added=chunks), seconds={"total": seconds}, notes=(note,)
+    )
+
+
+def fingerprint(embedder: Embedder, chunking: Chunking) -> str:
+    """Stands for all that decides what a collection's chunks and vectors are. Raises InvalidError when they do not fit."""
+    if chunking.tokens > embedder.max_tokens or chunking.overlap >= chunking.tokens:
+        raise InvalidError(
+            f"chunking: tokens must be at most {embedder.max_tokens}, the limit of {embedder.name!r}, and over overlap"
+        )
+    described = f"{embedder.fingerprint}:{chunking.model_dump_json(exclude_none=True)}"
+    return hashlib.sha256(described.encode()).hexdigest()
