@@ -12,7 +12,7 @@ from ingest import shards
 from ingest.embed import load_embedder
 from ingest.index_edge import EdgeIndex
 
-PARAGRAPHS = 10_000
+PARAGRAPHS = 20_000
 
 
 def run(options: Options) -> list[Row]:

@@ -24,7 +24,7 @@ from ingest.parse import ParseOptions, parse
 OURS, OTHERS = "graft", ("pypdf", "markitdown")
 TOOLS = (OURS, *OTHERS)
 PDFS, PARAGRAPHS = 4, 150  # generated ones, of about 25 pages
-WORDS = 5
+RUN = 5  # words
 
 
 class Read(NamedTuple):
@@ -127,31 +127,28 @@ def _speed(which: str, reads: Reads) -> list[Row]:
 
 
 def _recall(samples: Path, others: Others) -> list[Row]:
-    """Of all expected texts together."""
-    totals, notes = Counter[str](), {tool: list[str]() for tool in TOOLS}
+    """Of all expected texts together: runs of words, for which their order counts, and words."""
     expected = {file.stem: words(file.read_text(encoding="utf-8")) for file in samples.rglob("expected_outputs/*.md")}
-    for pdf in sorted(samples.rglob("*.pdf")):
-        wanted = grams(expected.get(pdf.stem, []))
-        totals["all"] += wanted.total()
-        for tool in TOOLS if wanted else ():
-            read = _ours(pdf) if tool == OURS else others.read(tool, pdf)
-            shared = (wanted & grams(words(read.text if read else ""))).total()
-            totals[tool] += shared
-            notes[tool].append(f"{pdf.stem} {shared / wanted.total():.2f}")
-    return [
-        shown(
-            f"expected text found, runs of {WORDS} words, {tool}",
-            totals[tool] / totals["all"],
-            "",
-            ", ".join(notes[tool]),
-        )
-        for tool in TOOLS
-    ]
+    pdfs = [file for file in sorted(samples.rglob("*.pdf")) if expected.get(file.stem)]
+    texts = {tool: [_ours(pdf) if tool == OURS else others.read(tool, pdf) for pdf in pdfs] for tool in TOOLS}
+    rows = []
+    for length, what in ((RUN, f"runs of {RUN} words"), (1, "words")):
+        for tool in TOOLS:
+            pairs = [
+                (grams(expected[pdf.stem], length), grams(words(read.text if read else ""), length))
+                for pdf, read in zip(pdfs, texts[tool], strict=True)
+            ]
+            found = [(wanted & got).total() for wanted, got in pairs]
+            total = [wanted.total() for wanted, _ in pairs]
+            each = [f"{pdf.stem} {one / all_:.2f}" for pdf, one, all_ in zip(pdfs, found, total, strict=True)]
+            rows.append(shown(f"expected text found, {what}, {tool}", sum(found) / sum(total), "", ", ".join(each)))
+    return rows
 
 
 def words(text: str) -> list[str]:
-    return re.findall(r"\w+", text.lower())
+    """In lower case; a word that a hyphen parts at the end of a line is one."""
+    return re.findall(r"\w+", re.sub(r"(?<=\w)-[ \t]*\n[ \t]*(?=\w)", "", text.lower()))
 
 
-def grams(of: Sequence[str], count: int = WORDS) -> Counter[tuple[str, ...]]:
-    return Counter(tuple(of[at : at + count]) for at in range(len(of) - count + 1))
+def grams(of: Sequence[str], length: int) -> Counter[tuple[str, ...]]:
+    return Counter(tuple(of[at : at + length]) for at in range(len(of) - length + 1))

@@ -192,8 +192,8 @@ class ReindexJob:
         flipped = "it is live now" if self.flip else "it is ready; `graft collections activate` makes it live"
         return (
             f"index {self.new.fingerprint[:12]} beside {self.collection.fingerprint[:12]}, {comparison.questions} questions: "
-            f"{comparison.overlap:.0%} of the first {FIRST} documents are the same; of {comparison.known} known documents "
-            f"{comparison.new_found:.0%} are found, {comparison.live_found:.0%} before; {flipped}"
+            f"{100 * comparison.overlap:.0f} % of the first {FIRST} documents are the same; of {comparison.known} known documents "
+            f"{100 * comparison.new_found:.0f} % are found, {100 * comparison.live_found:.0f} % before; {flipped}"
         )
 
     def _tick(self) -> None:

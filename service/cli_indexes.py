@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Annotated, Any, get_args
 
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 
 from ingest.errors import InvalidError
 from ingest.schemas import Chunking, Strategy
@@ -27,12 +27,10 @@ def collections(context: typer.Context, to: JsonOption = None) -> None:
     if to:
         write_json(found, to)
         return
-    table = Table("name", "documents", "chunks", "embedder", "chunking", "prompt", "adapter")
+    table = Table("name", "documents", "chunks", Column("embedded and split", overflow="fold"), "prompt", "adapter")
     for one in found:
-        chunking = f"{one.chunking.strategy} {one.chunking.tokens}"
-        table.add_row(
-            one.name, str(one.documents), str(one.chunks), one.embedder, chunking, one.prompt, one.adapter or "-"
-        )
+        made = f"{one.embedder}, {one.chunking.strategy} {one.chunking.tokens}"
+        table.add_row(one.name, str(one.documents), str(one.chunks), made, one.prompt, one.adapter or "-")
     out.print(table)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 
 from ingest.errors import GraftError, InvalidError
 from ingest.reader import ReaderSpec, args_of
@@ -68,7 +68,7 @@ def list_documents(
     if to:
         write_json(found, to)
         return
-    table = Table("path", "state", "chunks", "groups", "id")
+    table = Table(Column("path", overflow="fold"), "state", "chunks", "groups", Column("id", no_wrap=True))
     for one in found:
         said = f"{one.state}: {one.reason}" if one.reason else one.state
         table.add_row(escape(one.path), escape(said), str(one.chunks), escape(", ".join(one.acl)) or "-", one.id)
@@ -90,12 +90,17 @@ def add_documents(
 
 
 @documents_app.command("rm")
-def remove_documents(ids: list[str]) -> None:
-    """Deletes documents by their ids: they leave every search and the kept texts at once."""
+def remove_documents(
+    documents: Annotated[list[str], typer.Argument(help="Ids, or paths as `graft documents list` shows them.")],
+    collection: CollectionOption = "default",
+) -> None:
+    """Deletes documents: they leave every search and the kept texts at once. An archive goes with its members."""
     with connected() as client:
-        for identity in ids:
-            client.delete_document(identity)
-            out.print(f"deleted {identity}")
+        for named in documents:
+            ids = [one.id for one in client.documents(collection, path=named) if one.path == named] or [named]
+            for identity in ids:
+                client.delete_document(identity)
+            out.print(f"deleted {escape(named)}")
 
 
 @jobs_app.command("list")
@@ -109,13 +114,13 @@ def list_jobs(
     if to:
         write_json(found, to)
         return
-    table = Table("job", "kind", "collection", "state", "files", "chunks", "what")
+    table = Table(
+        Column("job", no_wrap=True), "kind", "collection", Column("state", overflow="fold"), "files", "chunks"
+    )
     for job in found:
         state = f"{job.state}: {job.error}" if job.error else job.state
         at = job.progress
-        table.add_row(
-            job.job_id, job.kind, job.collection, escape(state), str(at.files), str(at.chunks), escape(job.path)
-        )
+        table.add_row(job.job_id, job.kind, job.collection, escape(state), str(at.files), str(at.chunks))
     out.print(table)
 
 

@@ -438,8 +438,8 @@ def compared(
             note(f"{end} {given} {moment}: {sorted(changed)}")
             lived.sync(end, given, moment, changed)
         again = job(home, given).run()
-        assert (again.files.done == 0) == (not lived.uncertain), again
         assert (again.files.moved, again.files.deleted, again.chunks.added) == (0, 0, 0)
+        assert again.files.done == 0 or troubled(lived.tree)  # an archive is opened again for a file that failed
         fresh = built_from_nothing(lived.kept, own.model_copy(update={"home": root / "fresh"}), root / "built" / "docs")
         same_as_built(home, lived.kept, fresh)
         fresh.index.close()
