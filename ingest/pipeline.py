@@ -229,6 +229,7 @@ class IngestJob:
         for removed in self.catalog.finish(rows):
             self.index.delete(self.name, sorted(self.index.ids(self.name, removed)))
             self.index.flush(self.name)
+        self._tick()
 
     def _failed(self, path: str, stage: str, reason: str, skipped: bool) -> None:
         self.files["skipped" if skipped else "failed"] += 1

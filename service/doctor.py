@@ -10,6 +10,7 @@ from ingest.errors import GraftError
 from ingest.model_files import find_model, onnx_file
 from ingest.runtime import choose_runtime, has_gpu, processor
 from ingest.schemas import Frozen
+from ingest.parse_ocr import REMEDY, ocr_languages_installed
 from ingest.settings import IngestSettings
 from service import machine
 from service.client import Client
@@ -74,9 +75,22 @@ def _models(settings: ServiceSettings, ingest: IngestSettings) -> Iterator[Findi
         if file is not None and runtime == "auto":
             runtime = f"{choose_runtime(file, ingest)}, by probe {_kept(ingest.home / 'embedder-probe.json')}"
         yield Finding(name=name, state="ok", found=f"{folder}, runtime {runtime}")
+    yield _ocr(ingest)
     reranker = ingest.models / settings.reranker
     found = str(reranker) if reranker.is_dir() else "not fetched; it is used only where a collection asks for it"
     yield Finding(name=f"reranker {settings.reranker}", state="ok" if reranker.is_dir() else "note", found=found)
+
+
+def _ocr(ingest: IngestSettings) -> Finding:
+    """Without it, text in images is left out, and each job's report says so."""
+    held = ocr_languages_installed()
+    if ingest.ocr == "off":
+        return Finding(name="OCR", state="note", found="INGEST_OCR is off")
+    if not held:
+        return Finding(name="OCR", state="note", found=f"no data of tesseract are installed; `{REMEDY}` adds them")
+    lacking = sorted(set(ingest.ocr_languages.split("+")) - set(held))
+    also = f"; not {', '.join(lacking)} of INGEST_OCR_LANGUAGES" if lacking else ""
+    return Finding(name="OCR", state="ok", found=", ".join(held) + also)
 
 
 def _engine(settings: ServiceSettings, ingest: IngestSettings) -> Iterator[Finding]:

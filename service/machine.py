@@ -16,7 +16,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 GB = 1000**3
 PYTHONS = ((3, 11), (3, 12), (3, 13))
 # What the set-up puts where: the setting that moves it, its default name in the checkout, its size in GB when finished.
-PARTS = (("", ".venv", 1.0), ("GRAFT_VLLM_VENV", ".venv-vllm", 2.6), ("GRAFT_MODELS", ".models", 0.4))
+PARTS = (("", ".venv", 1.3), ("GRAFT_VLLM_VENV", ".venv-vllm", 2.6), ("GRAFT_MODELS", ".models", 0.4))
 # Downloads on their way, pip's cache, the index and the database.
 SLACK_GB = 2.0
 MEMORY_GB = 7.0

@@ -3,6 +3,7 @@
 import io
 import os
 import shutil
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -449,6 +450,52 @@ def test_a_cancelled_job_ends_its_processes_and_the_next_one_completes_it(home: 
     assert {document.state for document in home.documents().values()} == {"done"}
     assert len(home.points()) == 250
     assert watch.left_over() == []
+
+
+def test_a_job_over_its_time_ends_with_every_file_in_a_last_state(home: Home) -> None:
+    write(home.folder, {f"{n}.md": f"# Part {n}\n\nThe part is blue." for n in range(60)})
+    job = home.job()
+    job.deadline = time.monotonic() + 3600
+
+    def stop(progress: Progress) -> None:
+        if progress.chunks:
+            job.deadline = 0
+
+    job.report_progress = stop
+    with pytest.raises(Cancelled) as caught:
+        job.run()
+    assert caught.value.expired
+    report = caught.value.report
+    assert report is not None
+    assert 0 < report.files.done < 60
+    assert {document.state for document in home.documents().values()} <= {"done", "failed"}
+    assert {failure.reason for failure in report.failures} == {
+        "the job ended before it was done; the next one takes it up"
+    }
+    assert home.job().run().files.model_dump(exclude_defaults=True).keys() == {"done", "unchanged"}
+
+
+def test_a_child_that_says_nothing_for_too_long_ends_the_job(home: Home) -> None:
+    write(home.folder, {"a.md": "Words."})
+    home.settings = home.settings.model_copy(update={"stall_seconds": 0.2})  # less than its start takes
+    watch = Watch()
+    with pytest.raises(UnavailableError, match=r"no sign of life for INGEST_STALL_SECONDS \(0\.2 s\)"):
+        home.job(report_progress=watch).run()
+    assert watch.left_over() == []
+
+
+def test_progress_ends_with_all_files_and_bytes(home: Home) -> None:
+    write(home.folder, {"a.md": "Words. " * 50, "b.pdf": pdf("One page."), "c.bin": b"\0\1"})
+    home.job().run()
+    write(home.folder, {"d.md": "More words.", "a.md": "Other words. " * 50, "e.pdf": pdf("Another page.")})
+    told: list[Progress] = []
+    home.job(report_progress=told.append).run()
+    last = told[-1]
+    assert (last.files_total, last.files, last.pages) == (5, 5, 1)
+    assert (
+        last.bytes_total == last.bytes == sum((home.folder / name).stat().st_size for name in ("a.md", "d.md", "e.pdf"))
+    )
+    assert [one.files for one in told] == sorted(one.files for one in told)
 
 
 def test_a_forgotten_collection_takes_its_documents_and_texts_along(home: Home) -> None:
