@@ -51,6 +51,7 @@ def corpus(root: Path) -> Corpus:
     slips = {f"{up}outside/slipped.md": b"A zyzzyva slipped." for up in ("../", "../../", "../../../", f"{root}/")}
     (folder / "slips.zip").write_bytes(archive({**slips, "good.md": b"A good member."}))
     own = {"leak.md": FAILED, "leak": FAILED, "slips.zip": "done or failed"}
+    own["documents/self-reference.pdf"] = "done, failed or skipped"  # a page without text, where there is no OCR
     return Corpus(root, folder, {shown(name): outcome for name, outcome in {**expected, **own}.items()})
 
 
@@ -111,9 +112,8 @@ class Through(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def through(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Through]:
+def through(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Through:
     made = corpus(tmp_path_factory.mktemp("broken"))
-    (made.root / "tmp").mkdir()
     home = Home(
         IngestSettings(
             home=tmp_path_factory.mktemp("homes") / "broken", models=models, embedder_runtime="onnxruntime", threads=2,
@@ -122,16 +122,13 @@ def through(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         made.folder,
     )  # fmt: skip
     before, watch = listing(made.root), Watch()
-    with pytest.MonkeyPatch.context() as patch, Peak(psutil.Process()).watched() as peak:
-        patch.setenv("TMPDIR", str(made.root / "tmp"))
+    with Peak(psutil.Process()).watched() as peak:
         report = home.job(report_progress=watch).run()
     done = {path for path, document in home.documents().items() if document.state == "done"}
     found = {question: {hit.path.removeprefix("docs/") for hit in home.find(question)} for question in GOOD}
     points = list(home.points().values())
-    yield Through(
-        made, report, done, points, found, peak, before, listing(made.root), watch.left_over()
-    )
     home.index.close()
+    return Through(made, report, done, points, found, peak, before, listing(made.root), watch.left_over())
 
 
 def outcomes(report: Report, done: set[str]) -> dict[str, str]:

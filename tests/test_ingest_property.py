@@ -304,6 +304,7 @@ def built_from_nothing(kept: Mapping[str, Kept], settings: IngestSettings, folde
     folder.mkdir(parents=True)
     lay_out(folder, tree, {})
     home = Home(settings, folder)
+    home.index.create(home.collection.index, 384)  # there may be nothing to write
     for given in sorted({one.labels for one in kept.values() if one.data is not None}):
         job(
             home, given, [key.partition("!/")[0] for key, one in kept.items() if one.labels == given and one.data]
