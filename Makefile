@@ -23,7 +23,7 @@ lint:
 	.venv/bin/mypy --strict
 	.venv/bin/lint-imports
 
-bench: machine service engine models
+bench: machine service dev engine models
 	.venv/bin/python -m benchmarks $(if $(DATA),--data "$(DATA)") $(if $(SCRATCH),--scratch "$(SCRATCH)")
 
 machine:

@@ -21,14 +21,13 @@ from benchmarks.load import Reply, open_loop
 from benchmarks.report import Options, Row, at_least, at_most, median, percentile, say, settings, shown, skipped, spread
 from benchmarks.service_process import Service, serving
 from ingest.catalog import Collection, now
-from ingest.embed import Embedder, Vectors, load_counter, load_embedder, unit
+from ingest.embed import Embedder, Vectors, index_fingerprint, load_counter, load_embedder, unit
 from ingest.index import Point, chunk_payload, sparse_document
 from ingest.index_edge import EdgeIndex
 from ingest.schemas import Chunk, Chunking, Retrieval, chunk_id, document_id
 from ingest.settings import IngestSettings
 from service.client import Client
 from service.schemas import CollectionSettings, IngestRequest, SearchRequest
-from service.work import fingerprint
 
 BEYOND_MS, RECALL, BESIDE_INGEST = 25.0, 0.98, 3.0
 NOISE = 0.6  # length of the noise beside a vector of length 1: cosine .86 to the real one
@@ -126,7 +125,7 @@ def _fill(
         name=NAME,
         embedder=embedder.name,
         chunking=Chunking(),
-        fingerprint=fingerprint(embedder, Chunking()),
+        fingerprint=index_fingerprint(embedder, Chunking()),
         prompt="auto",
         created_at=now(),
     )

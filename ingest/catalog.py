@@ -27,6 +27,7 @@ from sqlalchemy import (
     select,
     update,
 )
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
 
 from ingest.db import Compressed, Utc, metadata
@@ -222,7 +223,8 @@ class Catalog:
         )
         if path is not None:
             folder = path.rstrip("/") + "/"
-            query = query.where((documents.c.path == path) | documents.c.path.startswith(folder, autoescape=True))
+            below = func.substr(documents.c.path, 1, len(folder)) == folder  # LIKE ignores case on SQLite
+            query = query.where((documents.c.path == path) | below)
         if groups is None:
             query = query.limit(limit).offset(offset)
         with self.engine.connect() as connection:
@@ -267,12 +269,26 @@ class Catalog:
         counts: dict[str, int] = {state: number for state, number, _ in by_state}
         return counts | {"chunks": sum(chunks or 0 for _, _, chunks in by_state)}
 
-    def put(self, rows: Iterable[Document]) -> None:
-        """Inserts or replaces documents, in one transaction."""
+    def put(self, rows: Iterable[Document], restore: bool = False) -> set[str]:
+        """Inserts or replaces documents, in one transaction. -> ids of those written: without `restore`, what was removed
+        stays removed.
+        """
+        written = set()
         with self.engine.begin() as connection:
             for row in rows:
-                connection.execute(delete(documents).where(documents.c.id == row.id))
-                connection.execute(insert(documents).values(**row.model_dump()))
+                state = connection.execute(select(documents.c.state).where(documents.c.id == row.id)).scalar()
+                if state != "removed" or restore:
+                    connection.execute(delete(documents).where(documents.c.id == row.id))
+                    connection.execute(insert(documents).values(**row.model_dump()))
+                    written.add(row.id)
+        return written
+
+    def unsettle(self, ids: Sequence[str]) -> None:
+        """They are about to be deleted: whatever happens, the next job looks at them again."""
+        with self.engine.begin() as connection:
+            for start in range(0, len(ids), 500):
+                batch = documents.c.id.in_(ids[start : start + 500])
+                connection.execute(update(documents).where(batch, documents.c.state == "done").values(state="writing"))
 
     def touch(self, stamps: Iterable[tuple[str, int, int]]) -> None:
         """Files that were rewritten with the same bytes: (document, size, stamp)."""
@@ -319,9 +335,7 @@ class Catalog:
                     removed.append(row.id)
                     continue
                 if parsed is not None:
-                    address = row.text_hash
-                    if connection.execute(select(texts.c.hash).where(texts.c.hash == address)).scalar() is None:
-                        connection.execute(insert(texts).values(hash=address, parsed=parsed.model_dump_json()))
+                    _keep_text(connection, str(row.text_hash), parsed)
                 held |= _text_hashes(connection, documents.c.id == row.id)
                 connection.execute(delete(documents).where(documents.c.id == row.id))
                 connection.execute(insert(documents).values(**row.model_dump()))
@@ -375,8 +389,15 @@ def _text_hashes(connection: Connection, where: ColumnElement[bool]) -> set[str]
     return {address for address in connection.execute(select(documents.c.text_hash).where(where)).scalars() if address}
 
 
+def _keep_text(connection: Connection, address: str, parsed: ParsedText) -> None:
+    """A job of another collection may be keeping the same text."""
+    inserting = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+    if connection.execute(select(texts.c.hash).where(texts.c.hash == address)).scalar() is None:
+        row = inserting(texts).values(hash=address, parsed=parsed.model_dump_json())
+        connection.execute(row.on_conflict_do_nothing())
+
+
 def _drop_unused(connection: Connection, addresses: set[str]) -> None:
     for address in addresses:
-        used = select(documents.c.id).where(documents.c.text_hash == address).limit(1)
-        if connection.execute(used).first() is None:
-            connection.execute(delete(texts).where(texts.c.hash == address))
+        used = select(documents.c.id).where(documents.c.text_hash == address)
+        connection.execute(delete(texts).where(texts.c.hash == address, ~used.exists()))

@@ -16,9 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
-from ingest.errors import SettingsError, UnavailableError
+from ingest.errors import InvalidError, SettingsError, UnavailableError
 from ingest.model_files import find_model, onnx_file, read_card, read_tokenizer
 from ingest.runtime import Runtime, choose_runtime, has_gpu, model_inputs, session
+from ingest.schemas import Chunking
 from ingest.settings import IngestSettings
 
 Vectors = NDArray[np.float32]  # (texts, dimension), rows of length 1
@@ -48,6 +49,16 @@ class TokenCounter(NamedTuple):
 
     ids: Callable[[str], list[int]]
     max_tokens: int
+
+
+def index_fingerprint(embedder: Embedder, chunking: Chunking) -> str:
+    """Stands for all that decides what a collection's chunks and vectors are. Raises InvalidError when they do not fit."""
+    if chunking.tokens > embedder.max_tokens or chunking.overlap >= chunking.tokens:
+        raise InvalidError(
+            f"chunking: tokens must be at most {embedder.max_tokens}, the limit of {embedder.name!r}, and over overlap"
+        )
+    described = f"{embedder.fingerprint}:{chunking.model_dump_json(exclude_none=True)}"
+    return hashlib.sha256(described.encode()).hexdigest()
 
 
 def load_counter(name: str, settings: IngestSettings) -> TokenCounter:

@@ -61,9 +61,9 @@ class Generations:
         )
         with self.engine.connect() as connection:
             found = [Generation.model_validate(dict(row)) for row in connection.execute(query).mappings()]
-        if any(one.fingerprint == collection.fingerprint for one in found):
-            return found
-        return [_live(collection), *found]
+        if not any(one.fingerprint == collection.fingerprint for one in found):
+            found = [_live(collection), *found]
+        return [_by_collection(one, collection.fingerprint) for one in found]
 
     def generation(self, collection: Collection, fingerprint: str) -> Generation:
         """`fingerprint` may be its first characters. Raises NotFoundError, ConflictError."""
@@ -122,6 +122,13 @@ def _replace(connection: Any, new: Generation) -> None:
     connection.execute(delete(generations).where(where))
     values = new.model_dump(mode="json") | {"created_at": new.created_at, "retired_at": new.retired_at}
     connection.execute(insert(generations).values(**values))
+
+
+def _by_collection(held: Generation, live: str) -> Generation:
+    """The collection's row decides which one is live: it may have been set otherwise while it was empty."""
+    if held.fingerprint == live:
+        return held.model_copy(update={"state": "live"})
+    return held.model_copy(update={"state": "retired"}) if held.state == "live" else held
 
 
 def _live(collection: Collection) -> Generation:

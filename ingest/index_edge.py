@@ -59,6 +59,7 @@ class EdgeIndex:
     def drop(self, name: str) -> None:
         with self._opening:
             self._shards.pop(name, None)  # not closed here: a search in another thread may still hold it
+            (self._folder / name / ".ready").unlink(missing_ok=True)  # first: what is half gone is not opened again
             shutil.rmtree(self._folder / name, ignore_errors=True)
 
     def upsert(self, name: str, points: Sequence[Point]) -> None:

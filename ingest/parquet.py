@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -29,9 +29,11 @@ from ingest.schemas import Chunk, Frozen, ParsedText, Span, SparseVector
 
 MANIFEST, UNFINISHED = "manifest.json", ".unfinished"
 SHARD = re.compile(r"(chunks|documents)-[A-Za-z0-9_-]+\.parquet")
+BLOCK = 2**20  # bytes hashed between two ticks
 BATCH = 128  # chunks read in one go: a request of some megabytes to a server, whatever the dimension
 
 Kept = tuple[Document, ParsedText | None]
+Tick = Callable[[], None]  # called several times a second; what it raises ends the work
 
 
 class Shard(Frozen):
@@ -147,8 +149,17 @@ def write_documents(file: Path, pages: Iterable[Sequence[Kept]]) -> None:
             writer.write_batch(pa.RecordBatch.from_pylist(rows, schema=document_schema()))
 
 
-def seal(folder: Path, collection: Collection, embedder_fingerprint: str | None, dimension: int | None) -> Manifest:
-    """Writes the manifest over all shards in `folder`, whoever wrote them; from now on it is a dump."""
+def seal(
+    folder: Path,
+    collection: Collection,
+    embedder_fingerprint: str | None,
+    dimension: int | None,
+    tick: Tick = lambda: None,
+) -> Manifest:
+    """Writes the manifest over all shards in `folder`, whoever wrote them; from now on it is a dump.
+
+    `tick` is called while it hashes; when it raises, there is no manifest yet.
+    """
     with writable(folder):
         files = sorted(file for file in folder.iterdir() if SHARD.fullmatch(file.name))
         shards = tuple(
@@ -156,7 +167,7 @@ def seal(folder: Path, collection: Collection, embedder_fingerprint: str | None,
                 file=file.name,
                 rows=pq.read_metadata(file).num_rows,
                 bytes=file.stat().st_size,
-                sha256=_sha256(file),
+                sha256=_sha256(file, tick),
             )
             for file in files
         )
@@ -198,9 +209,28 @@ def unfinished(folder: Path) -> Iterator[None]:
         for name in held - {UNFINISHED}:
             (folder / name).unlink()
         yield
-        (folder / UNFINISHED).unlink()
+        (folder / UNFINISHED).unlink(missing_ok=True)
     finally:
         os.close(mark)
+
+
+def finished(folder: Path, collection: Collection) -> Manifest | None:
+    """The manifest of a dump of `collection` that is whole, by the sizes of its shards; a kill may have left its mark there.
+
+    None: there is none, or one of another collection, or a damaged one.
+    """
+    try:
+        manifest = read_manifest(folder)
+        whole = all((folder / one.file).stat().st_size == one.bytes for one in manifest.shards)
+    except (NotFoundError, InvalidError, OSError):
+        return None
+    dumped = manifest.collection
+    same = (dumped.name, dumped.fingerprint, dumped.created_at)
+    if not whole or same != (collection.name, collection.fingerprint, collection.created_at):
+        return None
+    with writable(folder):
+        (folder / UNFINISHED).unlink(missing_ok=True)
+    return manifest
 
 
 @contextmanager
@@ -293,12 +323,12 @@ def read_manifest(folder: Path) -> Manifest:
     return manifest
 
 
-def verify(folder: Path, shard: Shard) -> None:
+def verify(folder: Path, shard: Shard, tick: Tick = lambda: None) -> None:
     """Raises InvalidError when the shard is missing, or not as the manifest says."""
     file = folder / shard.file
     try:
         size = file.stat().st_size
-        intact = size == shard.bytes and _sha256(file) == shard.sha256
+        intact = size == shard.bytes and _sha256(file, tick) == shard.sha256
     except OSError as error:
         raise InvalidError(f"shard {str(file)!r} cannot be read ({error.strerror}); copy the dump again") from error
     if not intact:
@@ -359,6 +389,10 @@ def _point(row: dict[str, Any], dense: NDArray[np.float32]) -> Point:
     return Point(chunk.id, dense, sparse, {**payload, **extra})
 
 
-def _sha256(file: Path) -> str:
+def _sha256(file: Path, tick: Tick) -> str:
+    digest = hashlib.sha256()
     with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
+        while block := opened.read(BLOCK):
+            tick()
+            digest.update(block)
+    return digest.hexdigest()

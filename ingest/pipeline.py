@@ -11,28 +11,30 @@ import uuid
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, suppress
-from pathlib import Path
+from itertools import islice
+from pathlib import Path, PurePath
 from typing import NamedTuple, Protocol
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from sqlalchemy import RowMapping
 
 from ingest import sync
-from ingest.archive import is_archive
+from ingest.archive import Expanded, is_archive
 from ingest.catalog import Catalog, Collection, Document, State, now
-from ingest.errors import GraftError, InvalidError
+from ingest.errors import DocumentError, GraftError, InvalidError
 from ingest.index import folders
 from ingest.language import name_of, unread
 from ingest.parse_ocr import OCR_MISSING, ocr_languages_installed
 from ingest.progress import Meter
-from ingest.schemas import ChunkCounts, Failure, FileCounts, Progress, Report, Skip, document_id
+from ingest.schemas import ChunkCounts, Failure, FileCounts, Labels, Progress, Report, Skip, document_id
 from ingest.settings import IngestSettings
-from ingest.sync import NO_LABELS, File, Labelling, Walk
+from ingest.sync import NO_LABELS, SIDECAR, File, Labelling, Walk
 from ingest.worker import Assignment
 from ingest.writer import FLUSH_DOCUMENTS, Outcome, Pending, Target, Writer
 
 ARCHIVE = "application/x-archive"
 UNREACHED = "the job ended before it was done; the next one takes it up"
+AGAIN = frozenset({"failed", "writing"})  # states of what is read again whatever its stamp says
 MEMBER = "!/"  # between an archive's URI and a member's name
 
 
@@ -54,8 +56,8 @@ class Source(Protocol):
     def uris(self) -> list[str]:
         """At or below which its documents are."""
 
-    def walk(self) -> Walk:
-        """Raises OSError or a GraftError when it cannot be listed."""
+    def walk(self, tick: Callable[[], None]) -> Walk:
+        """`tick` is called now and then, and may raise. Raises OSError or a GraftError when it cannot be listed."""
 
     def is_empty(self) -> bool:
         """Whether a walk without files may be taken for a source that is away rather than for files that are gone."""
@@ -165,17 +167,23 @@ class IngestJob:
         self.seconds["walk"] = time.perf_counter() - self.started
         self._carry_out(plan)
         self.catalog.finish([(archive, None) for archive in self.archives])
-        self.files["done"] += sum(archive.state == "done" for archive in self.archives)
+        failed = {failure.path for failure in self.failures}
+        self.files["done"] += sum(archive.reason is None or archive.path not in failed for archive in self.archives)
 
     def _walk(self) -> Walk:
         try:
-            return self.source.walk()
+            return self.source.walk(self._tick)
         except OSError as error:
             raise InvalidError(f"{self.source.uris()[0]!r} cannot be read: {error.strerror}") from error
 
     def _carry_out(self, plan: sync.Plan) -> None:
         self.files["unchanged"] += plan.unchanged
+        self._drop(
+            [row["id"] for _, row in plan.skipped if row["state"] == "removed"]
+        )  # its deletion may have been cut off
         for file, row in plan.skipped:
+            if row["state"] == "skipped" and sync.relabelled(file, row, self.options.labelling):
+                self._label_kept(file, row)
             reason = sync.REMOVED if row["state"] == "removed" else row["reason"]
             self.skips.append(Skip(path=file.path, reason=reason))
         self.files["skipped"] = len(self.skips)
@@ -196,19 +204,25 @@ class IngestJob:
         with closing(self.writer.write()) as finished:
             for outcomes in finished:
                 self._finish(outcomes)
+                self._tick()
 
     def _take(self, count: int) -> list[Pending]:
         """The next documents, their rows `writing`."""
-        pending = []
-        for file, row in self.waiting:
-            document = self._row(file, row)
-            self.files_of[document.id] = file
-            root = self.scratch if Path(file.place).is_relative_to(self.scratch) else self.source.root
-            pending.append(Pending(document, file.place, str(root)))
-            if len(pending) == count:
-                break
-        self.catalog.put([one.document for one in pending])
-        return pending
+        while files := list(islice(self.waiting, count)):
+            pending = []
+            for file, row in files:
+                document = self._row(file, row)
+                self.files_of[document.id] = file
+                unpacked = Path(file.place).is_relative_to(self.scratch)
+                root = self.scratch if unpacked else self.source.root
+                pending.append(Pending(document, file.place, str(root), name=file.path if unpacked else ""))
+            written = self.catalog.put([one.document for one in pending], self.options.restore)
+            self.skips += [
+                Skip(path=one.document.path, reason=sync.REMOVED) for one in pending if one.document.id not in written
+            ]
+            if written:
+                return [one for one in pending if one.document.id in written]
+        return []
 
     def _finish(self, outcomes: Sequence[Outcome]) -> None:
         """An earlier version of a file that could not be read stays searchable; the report names the file."""
@@ -226,10 +240,19 @@ class IngestJob:
             if outcome.known:
                 self._label(outcome.document)  # its earlier version may be seen by those alone who may see it now
             rows.append((_unread(outcome.document, "skipped" if skipped else "failed", stage, reason), None))
-        for removed in self.catalog.finish(rows):
-            self.index.delete(self.name, sorted(self.index.ids(self.name, removed)))
-            self.index.flush(self.name)
-        self._tick()
+            if Path(file.place).is_relative_to(self.scratch):
+                Path(file.place).unlink(missing_ok=True)
+        self._drop(self.catalog.finish(rows))
+
+    def _drop(self, ids: Sequence[str]) -> None:
+        """Chunks of documents that were deleted by their ids, from every index of the collection."""
+        for name in self._indexes() if ids else []:
+            for identity in ids:
+                self.index.delete(name, sorted(self.index.ids(name, identity)))
+            self.index.flush(name)
+
+    def _indexes(self) -> list[str]:
+        return [name for name in self.index.names() if name.rpartition(".")[0] == self.collection.name]
 
     def _failed(self, path: str, stage: str, reason: str, skipped: bool) -> None:
         self.files["skipped" if skipped else "failed"] += 1
@@ -240,12 +263,13 @@ class IngestJob:
 
     def _leave(self) -> None:
         """What was being written when the job ended is left as failed, not as being written for good."""
+        self._finish(self.writer.flush())
         rows = []
         for outcome in self.writer.open.values():
             path = outcome.document.path
             self.failures.append(Failure(path=path, stage="read", reason=UNREACHED))
             rows.append((_unread(outcome.document, "failed", "read", UNREACHED), None))
-        self.catalog.finish(rows)
+        self._drop(self.catalog.finish(rows))
         left = sum(1 for _ in self.waiting)
         if left:
             self.notes.append(f"{left} files were not reached; run it again to go on")
@@ -254,40 +278,75 @@ class IngestJob:
 
     def _open_archives(self, walked: Walk, stamps: dict[str, RowMapping]) -> list[File]:
         """-> the files, with the members of each archive in its place."""
-        if not self.settings.archive_depth:
-            return walked.files
         files = []
         for file in walked.files:
-            if is_archive(file.path):
+            if not is_archive(file.path):
+                files.append(file)
+            elif self.settings.archive_depth:
                 files += self._members(file, stamps, walked.unseen)
             else:
-                files.append(file)
+                self.skips.append(Skip(path=file.path, reason="no archive is opened: INGEST_ARCHIVE_DEPTH is 0"))
         return files
 
     def _members(self, file: File, stamps: dict[str, RowMapping], unseen: list[str]) -> list[File]:
         row = stamps.pop(file.uri, None)
         held = {uri: one for uri, one in stamps.items() if uri.startswith(file.uri + MEMBER)}
-        whole = all(one["state"] == "done" or self._stays_out(one) for one in held.values())
-        if row and row["state"] == "done" and whole and (row["size"], row["stamp"]) == (file.size, file.stamp):
+        if row and row["state"] == "removed" and not self.options.restore:
+            self.skips.append(Skip(path=file.path, reason=sync.REMOVED))
+            unseen.append(file.uri)
+            return []
+        if row and self._is_unchanged(file, row, held):
             self.files["unchanged"] += 1
-            return [
-                File(uri, "", file.path + one["path"][len(row["path"]) :], one["size"], one["stamp"], file.sidecar)
-                for uri, one in held.items()
-            ]
+            if sync.relabelled(file, row, self.options.labelling):
+                kept = {"state": "done", "mime": ARCHIVE}
+                self.catalog.finish([(self._row(file, row).model_copy(update=kept), None)])
+            return [_held_member(file, uri, one) for uri, one in held.items()]
+        if self.options.only_failed and not any(one["state"] in AGAIN for one in (row, *held.values()) if one):
+            return []
         self._tick(file.path)
         reply = self.writer.unpack(file.place, str(self.source.root), self.scratch / uuid.uuid4().hex)
-        document = self._row(file, row).model_copy(update={"mime": ARCHIVE, "content_hash": ""})
+        document = self._row(file, row).model_copy(update={"mime": ARCHIVE, "content_hash": "", "indexed_at": now()})
         if reply.expanded is None:
             self._failed(file.path, "read", reply.reason, skipped=False)
             self.archives.append(_unread(document, "failed", "read", reply.reason))
             unseen.append(file.uri)
+            for uri, one in held.items():  # they may be seen by those alone who may see the archive now
+                self._label_kept(_held_member(file, uri, one)._replace(sidecar=file.sidecar), one)
             return []
-        self.archives.append(document.model_copy(update={"state": "done", "indexed_at": now()}))
-        for name, reason in reply.expanded.skips:
+        if self.options.restore:
+            self.catalog.put([document], restore=True)
+        return self._unpacked(file, document, reply.expanded, unseen)
+
+    def _is_unchanged(self, file: File, row: RowMapping, held: dict[str, RowMapping]) -> bool:
+        """Whether an archive and all that is known of its members is as it was, so that it need not be opened."""
+        sidecar = None if file.sidecar is None else file.sidecar.model_dump(mode="json")
+        same = (row["state"], row["size"], row["stamp"], row["sidecar"]) == ("done", file.size, file.stamp, sidecar)
+        return same and all(one["state"] == "done" or self._stays_out(one) for one in held.values())
+
+    def _unpacked(self, file: File, document: Document, expanded: Expanded, unseen: list[str]) -> list[File]:
+        """-> the members as files. An archive with a member that could not be unpacked is opened again by the next job."""
+        failures = list(expanded.failures)
+        sidecars: dict[str, Labels] = {}
+        for member in expanded.members:
+            if member.name.endswith(SIDECAR):
+                try:
+                    sidecars[member.name] = sync.read_sidecar(
+                        member.place, str(self.scratch), PurePath(member.name).name
+                    )
+                except DocumentError as error:
+                    failures.append((member.name.removesuffix(SIDECAR), error.reason))
+        for name, reason in expanded.skips:
             self._failed(f"{file.path}/{name}", "read", reason, skipped=True)
-        for name, reason in reply.expanded.failures:
+        for name, reason in failures:
             self._failed(f"{file.path}/{name}", "read", reason, skipped=False)
             unseen.append(file.uri + MEMBER + quote(name))
+        failed = {name for name, _ in failures}
+        if failed:
+            self.archives.append(_unread(document, "failed", "read", f"{len(failed)} of its files could not be read"))
+        elif self.options.only_failed:  # others of its files may have changed, and are not looked at
+            self.archives.append(_unread(document, "failed", "read", "the next run of its folder reads the rest of it"))
+        else:
+            self.archives.append(document.model_copy(update={"state": "done"}))
         return [
             File(
                 file.uri + MEMBER + quote(member.name),
@@ -295,9 +354,10 @@ class IngestJob:
                 f"{file.path}/{member.name}",
                 member.size,
                 int(member.digest[:15], 16),
-                file.sidecar,
+                sidecars.get(member.name + SIDECAR, file.sidecar),
             )
-            for member in reply.expanded.members
+            for member in expanded.members
+            if not member.name.endswith(SIDECAR) and member.name not in failed
         ]
 
     # rows
@@ -343,6 +403,15 @@ class IngestJob:
             self.index.flush(self.name)
             self.catalog.finish(batch)
 
+    def _label_kept(self, file: File, row: RowMapping) -> None:
+        """Of a file that stays as it was read before: its labels alone."""
+        held = self.catalog.document(row["id"])
+        same = {name: getattr(held, name) for name in ("state", "stage", "reason", "content_hash")}
+        document = self._row(file, row).model_copy(update=same)
+        self._label(document)
+        self.index.flush(self.name)
+        self.catalog.put([document])
+
     def _label(self, document: Document) -> int:
         """Writes what the document's row says of it to its chunks. -> how many there are."""
         ids = sorted(self.index.ids(self.name, document.id))
@@ -358,18 +427,15 @@ class IngestJob:
 
     def _forget(self, gone: Sequence[RowMapping]) -> None:
         """Their chunks go from every index that the collection has."""
-        names = [name for name in self.index.names() if name.rpartition(".")[0] == self.collection.name]
-        for row in gone:
-            for name in names:
-                ids = sorted(self.index.ids(name, row["id"]))
-                self.index.delete(name, ids)
-                self.chunks["deleted"] += len(ids) if name == self.name else 0
-            self.files["deleted"] += 1
-            self._tick(row["path"])
-        if gone:
-            for name in names:
-                self.index.flush(name)
-            self.catalog.forget([row["id"] for row in gone])
+        for start in range(0, len(gone), FLUSH_DOCUMENTS):
+            batch = gone[start : start + FLUSH_DOCUMENTS]
+            self.catalog.unsettle([row["id"] for row in batch])
+            for row in batch:
+                self.chunks["deleted"] += len(self.index.ids(self.name, row["id"]))
+                self.files["deleted"] += 1
+            self._drop([row["id"] for row in batch])
+            self.catalog.forget([row["id"] for row in batch])
+            self._tick(batch[-1]["path"])
 
     # telling
 
@@ -425,8 +491,15 @@ class IngestJob:
         return [f"{count} files: {OCR_MISSING}"] if count else []
 
 
+def _held_member(archive: File, uri: str, member: RowMapping) -> File:
+    """A member of an archive that was not opened."""
+    sidecar = None if member["sidecar"] is None else Labels.model_validate(member["sidecar"])
+    path = f"{archive.path}/{unquote(uri[len(archive.uri + MEMBER) :])}"
+    return File(uri, "", path, member["size"], member["stamp"], sidecar)
+
+
 def _only_failed(plan: sync.Plan) -> sync.Plan:
-    work = [pair for pair in plan.work if pair[1] is not None and pair[1]["state"] in {"failed", "writing"}]
+    work = [pair for pair in plan.work if pair[1] is not None and pair[1]["state"] in AGAIN]
     return sync.Plan(0, [], [], [], [], [], work)
 
 

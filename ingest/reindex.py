@@ -12,7 +12,7 @@ from contextlib import closing, suppress
 
 from ingest.catalog import Catalog, Collection, Document, index_name, now
 from ingest.embed import Embedder
-from ingest.errors import GraftError, InvalidError
+from ingest.errors import GraftError, NotFoundError
 from ingest.generations import Generation, Generations
 from ingest.index import Filter, search
 from ingest.language import reads
@@ -81,9 +81,9 @@ class ReindexJob:
         )
 
     def run(self) -> Report:
-        """Raises Cancelled, InvalidError (it is the live one), UnavailableError. Until the flip, nothing of use changes."""
-        if self.new.fingerprint == self.collection.fingerprint:
-            raise InvalidError(f"collection {self.collection.name!r} is embedded and split like this already")
+        """Raises Cancelled, UnavailableError. Until the flip, nothing of use changes; with failures there is none."""
+        if self.new.fingerprint == self.collection.fingerprint:  # a job that was killed after its flip
+            return Report(notes=(f"index {self.new.fingerprint[:12]} is live already",))
         start = time.perf_counter()
         self.generations.begin(self.new)
         self.target.store.create(self.target.name, self.target.dimension)
@@ -97,6 +97,7 @@ class ReindexJob:
         self._drop_what_is_gone()
         comparison = self._compare()
         self.generations.ready(self.new, comparison)
+        self.flip = self.flip and not self.failures
         if self.flip:
             self.generations.flip(self.collection, self.new, self.counts)
         seconds = {stage: round(spent, 3) for stage, spent in self.writer.seconds.items()}
@@ -112,8 +113,12 @@ class ReindexJob:
     def _take(self, count: int) -> list[Pending]:
         taken = []
         for document in self.waiting:
-            with suppress(GraftError):  # deleted since it was listed
+            try:
                 taken.append(Pending(document, "", "", self.catalog.text(document.id)))
+            except NotFoundError:
+                if not self.catalog.is_removed(document.id):
+                    reason = "its kept text is missing; delete the document and ingest it again"
+                    self.failures.append(Failure(path=document.path, stage="read", reason=reason))
             if len(taken) == count:
                 break
         return taken
@@ -190,10 +195,15 @@ class ReindexJob:
 
     def _said(self, comparison: Comparison) -> str:
         flipped = "it is live now" if self.flip else "it is ready; `graft collections activate` makes it live"
+        if self.failures:
+            flipped = (
+                f"it is not made live, for it lacks {len(self.failures)} documents: mend or delete them, and retry"
+            )
+        known = f"of {comparison.known} known documents {100 * comparison.new_found:.0f} % are found"
         return (
             f"index {self.new.fingerprint[:12]} beside {self.collection.fingerprint[:12]}, {comparison.questions} questions: "
-            f"{100 * comparison.overlap:.0f} % of the first {FIRST} documents are the same; of {comparison.known} known documents "
-            f"{100 * comparison.new_found:.0f} % are found, {100 * comparison.live_found:.0f} % before; {flipped}"
+            f"{100 * comparison.overlap:.0f} % of the first {FIRST} documents are the same; {known}, "
+            f"{100 * comparison.live_found:.0f} % before; {flipped}"
         )
 
     def _tick(self) -> None:

@@ -1,7 +1,7 @@
 """An index out to a folder of Parquet shards and in again: to move it, to back it up, to take in what others embedded.
 
-Both hold some hundred chunks in memory, however large the index is. Neither looks at what changes meanwhile: run them where
-no ingest job writes to the collection.
+Both hold some hundred chunks in memory, and the ids of the documents, however large the index is. What is deleted meanwhile
+is left out; other changes are not looked for: run them where no ingest job writes to the collection.
 """
 
 import hashlib
@@ -13,7 +13,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from sqlalchemy import select
+
 from ingest.catalog import Catalog, Collection, Document
+from ingest.catalog import documents as documents_table
 from ingest.errors import ConflictError, InvalidError, NotFoundError
 from ingest.index import Index, Point
 from ingest.parquet import (
@@ -21,10 +24,12 @@ from ingest.parquet import (
     Kept,
     Manifest,
     Shard,
+    Tick,
     as_json,
     batches,
     chunk_schema,
     document_schema,
+    finished,
     read_chunks,
     read_documents,
     read_manifest,
@@ -58,7 +63,7 @@ class DumpReport(Frozen):
 
 class LoadReport(Frozen):
     """`resumed`: shards that an earlier run had loaded. `deleted`: chunks of earlier versions of the documents.
-    `left_out`: chunks whose document is not in the dump, so that nobody could delete them."""
+    `left_out`: chunks whose document is not in the dump, so that nobody could delete them, or was deleted by its id."""
 
     documents: int
     chunks: int
@@ -76,31 +81,49 @@ def dump(
     folder: Path,
     *,
     rows_per_shard: int = 10_000,
+    resume: bool = False,
     progress: Told = lambda _: None,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> DumpReport:
     """The collection's live index and documents, into an empty folder or that of a dump that was broken off.
 
-    `Progress.files` counts documents. Raises ConflictError (the folder holds something else), UnavailableError (it cannot
-    be written), Cancelled.
+    `resume`: a finished dump of this very collection in `folder` is the one that was asked for. `Progress.files` counts
+    documents. Raises ConflictError (the folder holds something else), UnavailableError (it cannot be written), Cancelled.
     """
     start = time.perf_counter()
-    meter = Meter()
+    manifest = finished(folder, collection) if resume else None
+    if manifest is not None:
+        return _dumped(manifest, start)
+    meter, tick = Meter(), asking(cancelled)
 
     def told(documents: int, chunks: int, file: str) -> None:
-        if cancelled():
-            raise Cancelled
+        tick()
         progress(meter.progress(documents, 0, chunks, file))
 
     first, _ = index.scan(collection.index, None, 1)
     dimension = first[0].dense.shape[0] if first else None
     with unfinished(folder):
+        ids = [identity for identity, _ in _listed(catalog, collection.name, tick)]
         chunks = 0
         if dimension is not None:
             chunks = _dump_chunks(index, collection.index, folder, dimension, rows_per_shard, told)
-        _dump_documents(catalog, collection.name, folder, rows_per_shard, chunks, told)
+        _dump_documents(_kept(catalog, ids, tick), folder, rows_per_shard, chunks, told)
         fingerprint = first[0].payload.get("fingerprint") if first else None
-        manifest = seal(folder, collection, fingerprint, dimension)
+        manifest = seal(folder, collection, fingerprint, dimension, tick)
+    return _dumped(manifest, start)
+
+
+def asking(cancelled: Callable[[], bool]) -> Tick:
+    """Raises Cancelled once `cancelled` says so, or what that raises."""
+
+    def tick() -> None:
+        if cancelled():
+            raise Cancelled
+
+    return tick
+
+
+def _dumped(manifest: Manifest, start: float) -> DumpReport:
     return DumpReport(
         documents=manifest.documents,
         chunks=manifest.chunks,
@@ -136,14 +159,13 @@ def _dump_chunks(
 
 
 def _dump_documents(
-    catalog: Catalog,
-    collection: str,
+    rows: Iterator[Kept],
     folder: Path,
     rows_per_shard: int,
     chunks: int,
     told: Callable[[int, int, str], None],
 ) -> None:
-    rows, number, written = _kept(catalog, collection), 0, 0
+    number = written = 0
     following = next(rows, None)
 
     def groups(file: str) -> Iterator[list[Kept]]:
@@ -166,19 +188,36 @@ def _dump_documents(
         number += 1
 
 
-def _kept(catalog: Catalog, collection: str) -> Iterator[Kept]:
-    for document in _documents(catalog, collection):
+def _kept(catalog: Catalog, ids: Sequence[str], tick: Tick) -> Iterator[Kept]:
+    """Without those that were deleted meanwhile."""
+    for identity in ids:
+        tick()
+        text = None
+        with suppress(NotFoundError):
+            text = catalog.text(identity)  # before the document: a deletion between the two is seen
         try:
-            yield document, catalog.text(document.id) if document.text_hash else None
+            document = catalog.document(identity)
         except NotFoundError:
-            yield document, None
+            continue
+        if document.state != "removed":
+            yield document, text
 
 
-def _documents(catalog: Catalog, collection: str) -> Iterator[Document]:
-    offset = 0
-    while page := catalog.documents(collection, limit=PAGE, offset=offset):
-        offset += len(page)
-        yield from page
+def _listed(catalog: Catalog, collection: str, tick: Tick) -> Iterator[tuple[str, str]]:
+    """-> (id, URI) of each document, by path. In one query: what is deleted between two would shift the second one."""
+    row = documents_table.c
+    query = select(row.id, row.uri).where(row.collection == collection, row.state != "removed")
+    with catalog.engine.connect() as connection:
+        for identity, uri in connection.execute(query.order_by(row.path, row.id)):
+            tick()
+            yield identity, uri
+
+
+def _removed(catalog: Catalog, ids: set[str]) -> set[str]:
+    """-> those that were deleted by their id."""
+    row = documents_table.c
+    with catalog.engine.connect() as connection:
+        return set(connection.execute(select(row.id).where(row.id.in_(ids), row.state == "removed")).scalars())
 
 
 def load(
@@ -202,17 +241,17 @@ def load(
     start = time.perf_counter()
     manifest = read_manifest(folder)
     _check_fits(manifest, collection, index)
-    done = _Done(home, folder, collection)
-    if index.count(collection.index) < sum(
-        one.rows for one in manifest.shards if one.holds_chunks and done.has(one.file)
-    ):
+    done, tick = _Done(home, folder, collection), asking(cancelled)
+    loaded = sum(one.rows for one in manifest.shards if one.holds_chunks and done.has(one.file))
+    if index.count(collection.index) < loaded - done.left_out:
         done.forget()  # the index is not the one that was loaded into
     left = [shard for shard in manifest.shards if not done.has(shard.file)]
     for shard in left:
-        verify(folder, shard)
+        verify(folder, shard, tick)
     chunks = [shard for shard in manifest.shards if shard.holds_chunks]
     documents = [shard for shard in manifest.shards if not shard.holds_chunks]
-    loading = _Loading(catalog, index, folder, manifest, collection, progress, cancelled)
+    loading = _Loading(catalog, index, folder, manifest, collection, progress, tick)
+    loading.left_out = done.left_out
     loading.identify(documents)
     if manifest.dimension is not None:
         index.create(collection.index, manifest.dimension)
@@ -225,7 +264,7 @@ def load(
         if not done.has(name):
             step(shard)
             index.flush(collection.index)
-            done.add(name)
+            done.add(name, loading.left_out)
         loading.passed(name, shard)
     done.forget()
     return LoadReport(
@@ -262,27 +301,31 @@ def _check_fits(manifest: Manifest, collection: Collection, index: Index) -> Non
 
 
 class _Done:
-    """The steps of a load that are on disk: a JSON file, named by the manifest and by what it is loaded into."""
+    """The steps of a load that are on disk, and the chunks that they left out: a JSON file, named by the manifest and by what
+    it is loaded into."""
 
     def __init__(self, home: Path, folder: Path, collection: Collection) -> None:
         name = hashlib.sha256((folder / MANIFEST).read_bytes())
         name.update(f"{collection.index} {collection.created_at.isoformat()}".encode())
         self.file = home / "loads" / f"{name.hexdigest()[:32]}.json"
         self.steps: list[str] = []
+        self.left_out = 0
         with suppress(FileNotFoundError, ValueError):
-            self.steps = json.loads(self.file.read_text())["loaded"]
+            noted = json.loads(self.file.read_text())
+            self.steps, self.left_out = noted["loaded"], noted.get("left_out", 0)
 
     def has(self, step: str) -> bool:
         return step in self.steps
 
-    def add(self, step: str) -> None:
+    def add(self, step: str, left_out: int) -> None:
         self.steps.append(step)
+        self.left_out = left_out
         with writable(self.file.parent):
             self.file.parent.mkdir(parents=True, exist_ok=True)
-            replace(self.file, as_json({"loaded": self.steps}))
+            replace(self.file, as_json({"loaded": self.steps, "left_out": self.left_out}))
 
     def forget(self) -> None:
-        self.steps = []
+        self.steps, self.left_out = [], 0
         self.file.unlink(missing_ok=True)
 
 
@@ -297,7 +340,7 @@ class _Loading:
         manifest: Manifest,
         collection: Collection,
         progress: Told,
-        cancelled: Callable[[], bool],
+        tick: Tick,
     ) -> None:
         self.catalog = catalog
         self.index = index
@@ -305,7 +348,7 @@ class _Loading:
         self.manifest = manifest
         self.collection = collection
         self.progress = progress
-        self.cancelled = cancelled
+        self.tick = tick
         self.names = _Names(manifest.collection.name != collection.name)
         self.deleted = self.left_out = self.shards = self.loaded = 0
         self.meter = Meter()
@@ -314,12 +357,13 @@ class _Loading:
 
     def identify(self, shards: Sequence[Shard]) -> None:
         """Gives documents their new ids. Raises ConflictError when one would be there twice."""
-        held = {one.uri: one.id for one in _documents(self.catalog, self.collection.name)}
+        held = {uri: identity for identity, uri in _listed(self.catalog, self.collection.name, self.tick)}
         old, new = self.manifest.collection.name, self.collection.name
         for shard in shards:
             columns = ("document_id", "uri", "first_uri")
             for batch in batches(self.folder / shard.file, document_schema(), 10_000, columns):
                 for row in batch.to_pylist():
+                    self.tick()
                     identity = row["document_id"]
                     if old != new:
                         identity = _new_id(identity, row["first_uri"], old, new)
@@ -344,18 +388,32 @@ class _Loading:
                 raise InvalidError(
                     f"shard {shard.file!r} has vectors of another embedder, {others.pop()!r}; leave it out"
                 )
-            known = [self.names.point(point) for point in points if self.names.knows(point)]
-            self.index.upsert(self.collection.index, known)
+            known = self._known(points)
+            if known:
+                self.index.upsert(self.collection.index, known)
             self.left_out += len(points) - len(known)
             self.loaded += len(known)
             self._told(shard)
+
+    def _known(self, points: Sequence[Point]) -> list[Point]:
+        """As they go into the index: without those that no document stands for any more."""
+        known = []
+        for point in points:
+            self.tick()
+            if self.names.knows(point):
+                known.append(self.names.point(point))
+        removed = _removed(self.catalog, {point.payload["document_id"] for point in known})
+        return [point for point in known if point.payload["document_id"] not in removed]
 
     def finish(self, shard: Shard) -> None:
         if self.index.count(self.collection.index) != self.manifest.chunks:
             self._delete_old(shard)
         for rows in self._rows(shard):
             for removed in self.catalog.finish([(one, None) for one, _ in rows]):
-                self.index.delete(self.collection.index, sorted(self.index.ids(self.collection.index, removed)))
+                self.tick()
+                ids = sorted(self.index.ids(self.collection.index, removed))
+                self.index.delete(self.collection.index, ids)
+                self.left_out += len(ids)
 
     def passed(self, step: str, shard: Shard) -> None:
         if step == shard.file:
@@ -382,6 +440,7 @@ class _Loading:
         old: dict[str, set[str]] = {}
         for rows in self._rows(shard):
             for document, _ in rows:
+                self.tick()
                 ids = self.index.ids(name, document.id)
                 if len(ids) != document.chunks:
                     old[document.id] = ids
@@ -390,16 +449,17 @@ class _Loading:
         for one in self.manifest.shards if old else ():
             for batch in batches(self.folder / one.file, schema, PAGE, columns) if one.holds_chunks else ():
                 for row in batch.to_pylist():
+                    self.tick()
                     held = old.get(self.names.documents.get(row["document_id"], ""))
                     if held is not None:
                         held.discard(self.names.chunk(row["chunk_id"], row))
         for ids in old.values():
+            self.tick()
             self.index.delete(name, sorted(ids))
             self.deleted += len(ids)
 
     def _told(self, shard: Shard) -> None:
-        if self.cancelled():
-            raise Cancelled
+        self.tick()
         self.progress(self.meter.progress(self.shards, 0, self.loaded, shard.file))
 
 

@@ -19,7 +19,7 @@ class Remote(NamedTuple):
     def uris(self) -> list[str]:
         return [remote.uri_of(self.url)]
 
-    def walk(self) -> Walk:
+    def walk(self, tick: Callable[[], None]) -> Walk:
         return remote.walk(self.url, self.prefixes)
 
     def is_empty(self) -> bool:
@@ -37,7 +37,7 @@ class Reader(NamedTuple):
     def uris(self) -> list[str]:
         return [reader.uri_of(self.spec)]
 
-    def walk(self) -> Walk:
+    def walk(self, tick: Callable[[], None]) -> Walk:
         self.root.mkdir(parents=True)
         return reader.spool(self.spec, self.root, cancelled=self.cancelled, seconds=self.seconds)
 

@@ -21,6 +21,7 @@ from ingest.errors import GraftError, InvalidError, NotFoundError, SettingsError
 from ingest.index import Point
 from ingest.parquet import (
     Kept,
+    Tick,
     read_chunks,
     read_documents,
     read_manifest,
@@ -32,6 +33,7 @@ from ingest.parquet import (
 )
 from ingest.pipeline import Cancelled
 from ingest.schemas import Frozen, Progress
+from ingest.shards import asking
 from ingest.store_nodes import Found, Stored, carried, read_node, rebuild, to_node
 
 KINDS = ("chroma", "milvus", "pinecone")
@@ -96,18 +98,19 @@ def push(
     """
     start = time.perf_counter()
     where, manifest = parse_store(target), read_manifest(folder)
+    tick = asking(cancelled)
     for shard in manifest.shards:
-        verify(folder, shard)
+        verify(folder, shard, tick)
     chunks = [shard for shard in manifest.shards if shard.holds_chunks]
     collection = manifest.collection.model_dump_json()
     done = 0
     with _said(target), tempfile.TemporaryDirectory() as scratch, closing(_database(Path(scratch))) as database:
-        left_out = _spool_documents(database, (folder / one.file for one in manifest.shards if one not in chunks))
+        documents = (folder / one.file for one in manifest.shards if one not in chunks)
+        left_out = _spool_documents(database, documents, tick)
         with _opened(where, manifest.dimension or 1) as store:
             for shard in chunks:
                 for points in read_chunks(folder / shard.file, manifest.dimension or 1):
-                    if cancelled():
-                        raise Cancelled
+                    tick()
                     _replace(where, store, [to_node(one, _document(database, one), collection) for one in points])
                     done += len(points)
                     progress(Progress(chunks=done, current=shard.file))
@@ -130,30 +133,31 @@ def pull(
     NotFoundError (the store holds no such collection), ConflictError (the folder holds something else).
     """
     start = time.perf_counter()
-    where = parse_store(source)
+    where, tick = parse_store(source), asking(cancelled)
     with (
         unfinished(folder),
         tempfile.TemporaryDirectory() as scratch,
         closing(_database(Path(scratch))) as database,
     ):
         with _said(source):
-            said, foreign, count = _spool_nodes(database, where, progress, cancelled)
+            said, foreign, count = _spool_nodes(database, where, progress, tick)
         settings = said or collection
         if settings is None:
             raise InvalidError(
                 f"{source!r} does not say which embedder made its vectors; name a collection that is set to the same one"
             )
-        dimension, fingerprint = _write(database, where, folder, settings, rows_per_shard)
-        manifest = seal(folder, settings, fingerprint, dimension)
+        dimension, fingerprint = _write(database, where, folder, settings, rows_per_shard, tick)
+        manifest = seal(folder, settings, fingerprint, dimension, tick)
     seconds = round(time.perf_counter() - start, 3)
     return PullReport(documents=manifest.documents, chunks=count, foreign=foreign, seconds=seconds)
 
 
-def _spool_documents(database: sqlite3.Connection, files: Iterable[Path]) -> int:
+def _spool_documents(database: sqlite3.Connection, files: Iterable[Path], tick: Tick) -> int:
     """-> how many do not go along."""
     left_out = 0
     for file in files:
         for rows in read_documents(file):
+            tick()
             listed = [(one.id, one.model_dump_json(exclude_defaults=True)) for one, _ in rows if one.chunks]
             small = [(identity, content) for identity, content in listed if len(content.encode()) <= DOCUMENT_BYTES]
             left_out += len(rows) - len(small)
@@ -170,14 +174,13 @@ def _document(database: sqlite3.Connection, chunk: Point) -> str | None:
 
 
 def _spool_nodes(
-    database: sqlite3.Connection, where: StoreName, progress: Told, cancelled: Callable[[], bool]
+    database: sqlite3.Connection, where: StoreName, progress: Told, tick: Tick
 ) -> tuple[Collection | None, int, int]:
     """-> the collection that the nodes came from, where they say; foreign nodes; all nodes."""
     collection: Collection | None = None
     foreign = count = 0
     for batch in _scan(where):
-        if cancelled():
-            raise Cancelled
+        tick()
         for found in batch:
             row = read_node(found, count)
             ours = carried(row.metadata)
@@ -192,7 +195,12 @@ def _spool_nodes(
 
 
 def _write(
-    database: sqlite3.Connection, where: StoreName, folder: Path, collection: Collection, rows_per_shard: int
+    database: sqlite3.Connection,
+    where: StoreName,
+    folder: Path,
+    collection: Collection,
+    rows_per_shard: int,
+    tick: Tick,
 ) -> tuple[int | None, str | None]:
     """Writes shards, document by document. -> dimension, embedder's fingerprint."""
     rows = database.execute(
@@ -204,6 +212,7 @@ def _write(
     points: list[Point] = []
     number = 0
     for name, own in groupby(map(Stored._make, rows), key=lambda row: row.document):
+        tick()
         document, new = rebuild(list(own), collection.name, f"{where.uri}/{quote(name)}")
         dimension = dimension or new[0].dense.shape[0]
         other = next((point for point in new if point.dense.shape[0] != dimension), None)

@@ -10,7 +10,7 @@ import os
 import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, BinaryIO, NamedTuple
 from urllib.parse import quote_from_bytes
 
@@ -22,6 +22,7 @@ from ingest.errors import DocumentError
 from ingest.schemas import Failure, Labels, Skip
 
 SIDECAR = ".graft.json"
+HASH_BYTES = 8 * 2**20
 REMOVED = "it was deleted by its id and is kept out; `--restore` brings it back"
 
 
@@ -79,19 +80,25 @@ class Folder(NamedTuple):
         """At or below which its documents are."""
         return [uri_of(str(_described(path))) for path in self.only or (self.target,)]
 
-    def walk(self) -> Walk:
+    def walk(self, tick: Callable[[], None] = lambda: None) -> Walk:
         """Raises OSError when `target` cannot be listed."""
         if not self.only:
-            return walk(self.target, self.root)
+            return walk(self.target, self.root, tick)
         os.stat(self.target)
         found = Walk([], [], [], [])
-        for path in dict.fromkeys(map(_described, self.only)):
-            if os.path.lexists(path) and not path.is_symlink():
-                more = walk(path, self.root)
-                found.files.extend(more.files)
-                found.skips.extend(more.skips)
-                found.failures.extend(more.failures)
-                found.unseen.extend(more.unseen)
+        paths = dict.fromkeys(map(_described, self.only))
+        for path in paths:
+            hidden = any(part.startswith(".") for part in path.relative_to(self.target).parts)
+            if hidden or path.is_symlink() or any(above in paths for above in path.parents):
+                continue
+            try:
+                more = walk(path, self.root, tick)
+            except FileNotFoundError:  # it is gone, maybe since it was looked for
+                continue
+            found.files.extend(more.files)
+            found.skips.extend(more.skips)
+            found.failures.extend(more.failures)
+            found.unseen.extend(more.unseen)
         return found
 
     def is_empty(self) -> bool:
@@ -103,18 +110,22 @@ def uri_of(place: str) -> str:
     return "file://" + quote_from_bytes(os.fsencode(place))
 
 
-def walk(target: Path, root: Path) -> Walk:
+def walk(target: Path, root: Path, tick: Callable[[], None] = lambda: None) -> Walk:
     """All regular files at or below `target`; hidden names are skipped. Raises OSError when `target` cannot be listed."""
     found = Walk([], [], [], [])
     prefix = len(str(root).rstrip("/")) + 1
     if not target.is_dir():
         status = target.lstat()
         beside = Path(f"{target}{SIDECAR}")
-        _add(found, str(target), prefix, status, str(beside) if beside.is_file() else None)
+        if stat.S_ISREG(status.st_mode):
+            _add(found, str(target), prefix, status, str(beside) if beside.is_file() else None)
+        else:
+            found.skips.append(Skip(path=_shown(str(target), prefix), reason="not a regular file"))
         return found
     folders = [str(target)]
     while folders:
         folder = folders.pop()
+        tick()
         try:
             entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
         except OSError as error:
@@ -165,7 +176,7 @@ def _add(found: Walk, place: str, prefix: int, status: os.stat_result, sidecar: 
     """A file whose sidecar cannot be understood is not taken in: it might be shown to those who may not see it."""
     uri, shown = uri_of(place), _shown(place, prefix)
     try:
-        labels = None if sidecar is None else read_sidecar(sidecar, place[: prefix - 1])
+        labels = None if sidecar is None else read_sidecar(sidecar, place[: prefix - 1], os.path.basename(sidecar))
     except DocumentError as error:
         found.failures.append(Failure(path=shown, stage="read", reason=error.reason))
         found.unseen.append(uri)
@@ -173,14 +184,14 @@ def _add(found: Walk, place: str, prefix: int, status: os.stat_result, sidecar: 
     found.files.append(File(uri, place, shown, status.st_size, status.st_mtime_ns, labels))
 
 
-def read_sidecar(place: str, root: str) -> Labels:
-    """Raises DocumentError."""
+def read_sidecar(place: str, root: str, name: str) -> Labels:
+    """`name`: that it is known by. Raises DocumentError."""
     try:
         labels = Labels.model_validate_json(read(place, root, 2**20))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "it"
-        said = f"its sidecar {os.path.basename(place)!r} does not fit: {where}: {first['msg']}"
+        said = f"its sidecar {name!r} does not fit: {where}: {first['msg']}"
         reason = f'{said}; write {{"acl": ["group"], "metadata": {{}}}}'
         raise DocumentError("read", reason) from error
     return labels if labels.acl is None else labels.model_copy(update={"acl": tuple(sorted(labels.acl))})
@@ -194,7 +205,7 @@ def compare(
     restore: bool = False,
     tick: Callable[[], None] = lambda: None,
 ) -> Plan:
-    """`restore`: documents that were deleted by their ids come back. `tick` is called before each file that is hashed."""
+    """`restore`: documents that were deleted by their ids come back. `tick` is called often while files are hashed."""
     plan = Plan(0, [], [], [], [], [], [])
     present = {file.uri for file in files}
     gone = {uri: row for uri, row in stamps.items() if uri not in present}
@@ -208,8 +219,7 @@ def compare(
     for file in files:
         row = stamps.get(file.uri)
         if row is None:
-            tick()
-            source = _moved_from(file, by_size.get(file.size, []))
+            source = _moved_from(file, by_size.get(file.size, []), tick)
             if source is None:
                 plan.work.append((file, None))
             else:
@@ -222,11 +232,10 @@ def compare(
         if (state == "skipped" and same_stamp) or (state == "removed" and not restore):
             plan.skipped.append((file, row))
             continue
-        if not same_stamp:
-            tick()
-        if state != "done" or not (same_stamp or _hash(file) == row["content_hash"]):
+        same = same_stamp or (row["size"] == file.size and _hash(file, tick) == row["content_hash"])
+        if state != "done" or not same:
             plan.work.append((file, row))
-        elif _relabelled(file, row, labelling):
+        elif relabelled(file, row, labelling):
             plan.relabelled.append((file, row))
         else:
             unchanged += 1
@@ -266,14 +275,17 @@ def opened(place: str, root: str, max_bytes: int, limit: str) -> Iterator[Binary
         yield file
 
 
-def _moved_from(file: File, candidates: Sequence[RowMapping]) -> RowMapping | None:
-    if not candidates or file.size == 0:
+def _moved_from(file: File, candidates: Sequence[RowMapping], tick: Callable[[], None]) -> RowMapping | None:
+    """Under another suffix a file may be read as something else, and is another document."""
+    alike = [row for row in candidates if PurePath(row["path"]).suffix == PurePath(file.path).suffix]
+    if not alike or file.size == 0:
         return None
-    digest = _hash(file)
-    return next((row for row in candidates if row["content_hash"] == digest), None)
+    digest = _hash(file, tick)
+    return next((row for row in alike if row["content_hash"] == digest), None)
 
 
-def _relabelled(file: File, row: RowMapping, labelling: Labelling) -> bool:
+def relabelled(file: File, row: RowMapping, labelling: Labelling) -> bool:
+    """Whether its path, access list or metadata is another than its row says."""
     sidecar = None if file.sidecar is None else file.sidecar.model_dump(mode="json")
     if file.path != row["path"] or sidecar != row["sidecar"]:
         return True
@@ -283,14 +295,18 @@ def _relabelled(file: File, row: RowMapping, labelling: Labelling) -> bool:
     return metadata is not None and any(row["metadata"].get(key) != value for key, value in metadata.items())
 
 
-def _hash(file: File) -> str | None:
+def _hash(file: File, tick: Callable[[], None]) -> str | None:
     """sha256 (hex); None when the file cannot be read now, which its reading will report."""
+    digest = hashlib.sha256()
     try:
         descriptor = os.open(file.place, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         with open(descriptor, "rb") as opened:
-            return hashlib.file_digest(opened, "sha256").hexdigest()
+            while block := opened.read(HASH_BYTES):
+                digest.update(block)
+                tick()
     except OSError:
         return None
+    return digest.hexdigest()
 
 
 def _described(path: Path) -> Path:

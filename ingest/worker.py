@@ -13,24 +13,28 @@ import resource
 import signal
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import TimeoutError as FutureTimeoutError
+from contextlib import suppress
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from pebble import ProcessExpired, ProcessFuture, ProcessPool
 
-from ingest.archive import Expanded
-from ingest.embed import Embedder, TokenCounter, load_counter, load_embedder
+from ingest.embed import Embedder, TokenCounter, Vectors, load_counter, load_embedder
 from ingest.errors import DocumentError, GraftError, UnreadableTypeError
 from ingest.schemas import Chunk, Chunking, ParsedText, SparseVector
 from ingest.settings import IngestSettings
 
+if TYPE_CHECKING:
+    from ingest.archive import Expanded
+
 WINDOW = 192  # chunks embedded in one go, sorted by length: memory is bounded by it, however long a document is
+FIRST_WINDOW = 24  # it doubles up to WINDOW, so that the first documents are found soon
 AHEAD = 32  # files that the parser may be ahead of the embedder: enough for a window of small ones
 
 
@@ -55,7 +59,7 @@ class Unpack(NamedTuple):
 class Unpacked(NamedTuple):
     """`expanded` None: it could not be opened, for `reason`."""
 
-    expanded: Expanded | None
+    expanded: "Expanded | None"
     reason: str = ""
 
 
@@ -74,6 +78,7 @@ class Work(NamedTuple):
     root: str
     known: frozenset[str]
     parsed: ParsedText | None = None
+    name: str = ""  # that tells its format, where `place` does not
 
 
 class Need(NamedTuple):
@@ -110,13 +115,17 @@ class Failed(NamedTuple):
     skipped: bool
 
 
+class Alive(NamedTuple):
+    """A document takes long to be split by meaning; it goes on."""
+
+
 class Broken(NamedTuple):
     """The job cannot go on."""
 
     reason: str
 
 
-Message = Unpacked | Need | Begin | Rows | End | Failed | Broken
+Message = Unpacked | Need | Begin | Rows | End | Failed | Alive | Broken
 Parsed = tuple[Begin, list[Chunk] | None]  # None: its chunks are for the embedder to decide
 
 
@@ -128,10 +137,10 @@ def main(descriptor: int) -> None:
         try:
             assignment: Assignment = connection.recv()
             _run(connection, assignment)
-        except (ConnectionError, EOFError):
-            return  # the owner is gone; the next job finishes the folder
-        except GraftError as error:
-            connection.send(Broken(str(error)))
+        except Exception as error:
+            said = str(error) if isinstance(error, GraftError) else f"the ingest child failed: {error!r}"[:500]
+            with suppress(OSError):  # the owner may be gone; the next job finishes the folder
+                connection.send(Broken(said))
 
 
 def _run(connection: Connection, assignment: Assignment) -> None:
@@ -141,13 +150,13 @@ def _run(connection: Connection, assignment: Assignment) -> None:
             connection.send(_unpacked(pool, asked, assignment))
         embedder = load_embedder(assignment.embedder, assignment.settings, assignment.runtime)
         window: list[tuple[str, Any]] = []
-        fresh = 0
+        fresh, size = 0, FIRST_WINDOW
         for event in _events(connection, pool, assignment, embedder):
             window.append(event)
             fresh += event[0] == "fresh"
-            if fresh >= WINDOW:
+            if fresh >= size:
                 _emit(connection, window, embedder)
-                window, fresh = [], 0
+                window, fresh, size = [], 0, min(2 * size, WINDOW)
         _emit(connection, window, embedder)
 
 
@@ -181,7 +190,7 @@ def _events(
         try:
             begin, chunks = future.result()
             if chunks is None:
-                chunks = _split_by_meaning(work, begin, assignment, embedder)
+                chunks = _split_by_meaning(connection, begin, assignment, embedder)
         except Exception as error:  # a parser's own bug costs its one file
             stage, reason, skipped = _failure(error, assignment.settings)
             yield "failed", Failed(work.document_id, stage, reason, skipped)
@@ -192,12 +201,18 @@ def _events(
             yield "end", End(work.document_id)
 
 
-def _split_by_meaning(work: Work, begin: Begin, assignment: Assignment, embedder: Embedder) -> list[Chunk]:
+def _split_by_meaning(connection: Connection, begin: Begin, assignment: Assignment, embedder: Embedder) -> list[Chunk]:
     """Raises DocumentError, UnavailableError."""
     from ingest.chunk import split
 
-    counter = load_counter_once(assignment)
-    return split(work.document_id, begin.parsed, assignment.chunking, counter, embedder.embed)
+    def embed(texts: Sequence[str]) -> Vectors:
+        vectors = []
+        for start in range(0, len(texts), WINDOW):
+            connection.send(Alive())
+            vectors.append(embedder.embed(texts[start : start + WINDOW]))
+        return np.concatenate(vectors) if vectors else embedder.embed(texts)
+
+    return split(begin.document_id, begin.parsed, assignment.chunking, load_counter_once(assignment), embed)
 
 
 def _failure(error: Exception, settings: IngestSettings) -> tuple[str, str, bool]:
@@ -280,19 +295,32 @@ def _read_and_parse(work: Work, assignment: Assignment) -> tuple[ParsedText, str
         data = sync.read(work.place, work.root, limit)
     digest = hashlib.sha256(data).hexdigest()
     if reader.is_spooled(work.place):
-        return reader.load(work.place, settings.max_text_chars), digest
-    return parse.parse(data, work.place, parse.options(settings)), digest
+        parsed = reader.load(work.place, settings.max_text_chars)
+    else:
+        parsed = parse.parse(data, work.name or work.place, parse.options(settings))
+    return ParsedText.model_validate(_encodable(parsed.model_dump())), digest
 
 
-def unpack(asked: Unpack, settings: IngestSettings, urls: tuple[str, ...]) -> Expanded:
+def _encodable(value: Any) -> Any:
+    """Without lone surrogates, which no index and no database takes; lengths stay."""
+    if isinstance(value, str):
+        return value if value.isascii() else value.encode("utf-8", "replace").decode()
+    if isinstance(value, dict):
+        return {_encodable(key): _encodable(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_encodable(one) for one in value]
+    return value
+
+
+def unpack(asked: Unpack, settings: IngestSettings, urls: tuple[str, ...]) -> "Expanded":
     """Raises DocumentError."""
     from ingest import archive, remote, sync
 
     into = Path(asked.into)
-    into.mkdir(parents=True)
+    into.parent.mkdir(parents=True, exist_ok=True)
     passwords = tuple((settings.passwords.get_secret_value() if settings.passwords else "").splitlines())
     most = settings.archive_mb * 2**20
-    link = into / ("archive" + "".join(Path(asked.place).suffixes[-2:]))
+    link = into.with_name(f"{into.name}.archive")  # its first bytes say what it is
     try:
         if remote.is_remote(asked.place):
             link.write_bytes(remote.read(asked.place, urls, most, "INGEST_ARCHIVE_MB"))

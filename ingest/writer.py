@@ -58,6 +58,7 @@ class Pending(NamedTuple):
     place: str
     root: str
     parsed: ParsedText | None = None
+    name: str = ""
 
 
 class Outcome:
@@ -102,6 +103,7 @@ class Writer:
         self.open: dict[str, Outcome] = {}
         self.chunks = Counter[str]()  # added, kept, deleted
         self.pages = 0
+        self.exhausted = False  # `take` has given all
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self.finished: list[Outcome] = []  # and not flushed yet
         self._flushed_at = time.monotonic()
@@ -133,17 +135,17 @@ class Writer:
             else:
                 self._handle(message)
             if self._is_due():
-                yield self._flush()
-        if self.open:
+                yield self.flush()
+        if self.open or not self.exhausted:
             raise UnavailableError(
                 "the ingest child died (out of memory?); what it had finished is kept, run the job again"
             )
         if self.finished:
-            yield self._flush()
+            yield self.flush()
 
     def _connection(self) -> Connection:
         if self._child is None:
-            self._child = self._ending.enter_context(_child(self.assignment.settings.home / "logs"))
+            self._child = self._ending.enter_context(_child(self.assignment.settings.home))
             self._child.send(self.assignment)
         return self._child
 
@@ -167,11 +169,13 @@ class Writer:
 
     def _assign(self, count: int) -> list[Work]:
         works = []
-        for pending in self.take(count):
+        taken = self.take(count)
+        self.exhausted = not taken
+        for pending in taken:
             identity = pending.document.id
             known = self.target.store.ids(self.target.name, identity)
             self.open[identity] = Outcome(pending, known)
-            works.append(Work(identity, pending.place, pending.root, frozenset(known), pending.parsed))
+            works.append(Work(identity, pending.place, pending.root, frozenset(known), pending.parsed, pending.name))
         return works
 
     def _handle(self, message: Message) -> None:
@@ -227,7 +231,8 @@ class Writer:
         late = time.monotonic() - self._flushed_at > FLUSH_SECONDS
         return len(self.finished) >= FLUSH_DOCUMENTS or (bool(self.finished) and late)
 
-    def _flush(self) -> list[Outcome]:
+    def flush(self) -> list[Outcome]:
+        """-> what is finished since the last one."""
         self.target.store.flush(self.target.name)
         finished, self.finished = self.finished, []
         self._flushed_at = time.monotonic()
@@ -235,17 +240,22 @@ class Writer:
 
 
 @contextmanager
-def _child(logs: Path) -> Iterator[Connection]:
-    """Starts the ingest child, whose libraries write to ingest.log; on the way out its whole process group is gone."""
+def _child(home: Path) -> Iterator[Connection]:
+    """Starts the ingest child; on the way out its whole process group is gone.
+
+    Its libraries write to ingest.log, and what they load by themselves lies below `home`, where nobody else can put it.
+    """
     ours, theirs = socket.socketpair()
-    logs.mkdir(parents=True, exist_ok=True)
-    with theirs, open(logs / "ingest.log", "ab") as log:
+    for folder in (home / "logs", home / "tmp"):
+        folder.mkdir(parents=True, exist_ok=True)
+    with theirs, open(home / "logs/ingest.log", "ab") as log:
         if log.tell() > LOG_BYTES:
             log.truncate(0)
         child = subprocess.Popen(
             [sys.executable, "-c", f"from ingest.worker import main; main({theirs.fileno()})"],
             pass_fds=[theirs.fileno()],
             start_new_session=True,
+            env={**os.environ, "TMPDIR": str(home / "tmp")},
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -10,8 +11,8 @@ from fastapi import Depends, HTTPException, Request
 from qdrant_client import QdrantClient
 
 from ingest import db
-from ingest.catalog import Catalog
-from ingest.errors import ConflictError
+from ingest.catalog import Catalog, Collection
+from ingest.errors import ConflictError, NotFoundError
 from ingest.index import Index
 from ingest.index_edge import EdgeIndex
 from ingest.index_server import ServerIndex
@@ -26,7 +27,7 @@ from service.metrics import Metrics
 from service.principals import LOCAL, Keys, Principal
 from service.records import Records
 from service.retrieve import Retriever
-from service.schemas import Dependency, Ready
+from service.schemas import CollectionSettings, Dependency, Ready
 from service.settings import ServiceSettings
 from service.work import DEFAULT, Documents
 
@@ -87,6 +88,16 @@ class Parts:
             self.metrics,
             self.small_models,
         )
+
+    def put_collection(self, name: str, given: CollectionSettings) -> Collection:
+        """Raises ConflictError when a job is writing to one that would be embedded or split in another way; and as
+        `Documents.put_collection`.
+        """
+        with suppress(NotFoundError):
+            held = self.catalog.collection(name)
+            if (given.embedder or held.embedder, given.chunking or held.chunking) != (held.embedder, held.chunking):
+                self.refuse_busy(name)
+        return self.documents.put_collection(name, given)
 
     def delete_collection(self, name: str, principal: str) -> None:
         """Raises NotFoundError, ConflictError (the default one, or a job is writing to it)."""

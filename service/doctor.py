@@ -8,9 +8,9 @@ from typing import Literal
 
 from ingest.errors import GraftError
 from ingest.model_files import find_model, onnx_file
+from ingest.parse_ocr import REMEDY, ocr_languages_installed
 from ingest.runtime import choose_runtime, has_gpu, processor
 from ingest.schemas import Frozen
-from ingest.parse_ocr import REMEDY, ocr_languages_installed
 from ingest.settings import IngestSettings
 from service import machine
 from service.client import Client

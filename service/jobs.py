@@ -10,7 +10,8 @@ import sqlite3
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,7 @@ class Jobs:
         self._cancelled: set[str] = set()
         self._stopping = threading.Event()
         self._running = 0
+        self._writing: set[str] = set()  # collections
         self._idle = threading.Condition()
 
     def launch(self) -> None:
@@ -172,13 +174,12 @@ class Jobs:
             error = "it was given up after its process died too often" if status else "it was never enqueued; ask again"
         if state == "running" and identity in self._cancelled:
             state = "cancelled"
-        target = record.payload.get("target", "")
         return Job(
             job_id=identity,
             kind=record.kind,
             state=state,
             collection=record.payload["collection"],
-            path=shown(target) if is_remote(target) else target,
+            path=_shown(record.payload.get("target", "")),
             created_at=record.created_at,
             progress=record.progress,
             report=record.report,
@@ -190,7 +191,9 @@ class Jobs:
         active = DBOS.list_workflows(
             status=["PENDING", "ENQUEUED"], queue_name=QUEUE, load_input=False, load_output=False
         )
-        return any(self.records.job(status.workflow_id).payload["collection"] == collection for status in active)
+        queued = {self.records.job(status.workflow_id).payload["collection"] for status in active}
+        with self._idle:
+            return collection in queued | self._writing  # a cancelled job may not have stopped yet
 
     def cancel(self, identity: str) -> Job:
         """A job that has ended stays as it ended. Raises NotFoundError."""
@@ -239,7 +242,8 @@ class Jobs:
                 self.records.set_job(identity, progress=progress.model_dump(mode="json"))
 
         try:
-            report = self._kinds[record.kind](payload, stop, tell)
+            with self._alone(payload.collection, stop):
+                report = self._kinds[record.kind](payload, stop, tell)
         except Cancelled as stopped:
             self._stopped(identity, record.kind, stopped)
             return
@@ -253,6 +257,22 @@ class Jobs:
             self.metrics.job_ended(record.kind, "failed")
             raise
         self._succeeded(identity, record.kind, report)
+
+    @contextmanager
+    def _alone(self, collection: str, stop: Callable[[], bool]) -> Iterator[None]:
+        """Waits for a cancelled job of the collection that has not stopped yet. Raises Cancelled."""
+        with self._idle:
+            while collection in self._writing:
+                self._idle.wait(0.2)
+                if stop():
+                    raise Cancelled
+            self._writing.add(collection)
+        try:
+            yield
+        finally:
+            with self._idle:
+                self._writing.discard(collection)
+                self._idle.notify_all()
 
     def _stopped(self, identity: str, kind: JobKind, stopped: Cancelled) -> None:
         if not stopped.expired and identity not in self._cancelled:
@@ -283,6 +303,14 @@ class Jobs:
             identity, report=report.model_dump(mode="json"), progress=progress.model_dump(mode="json"), error=None
         )
         self.metrics.job_ended(kind, "succeeded")
+
+
+def _shown(target: str) -> str:
+    """Without what may be secret in a URL."""
+    kind, mark, place = target.partition(":")
+    if is_remote(target):
+        return shown(target)
+    return f"{kind}{mark}{shown(place)}" if is_remote(place) else target
 
 
 def _write_ahead(url: str) -> None:

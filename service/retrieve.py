@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ingest.catalog import Catalog, Collection
-from ingest.embed import Embedder, load_embedder
+from ingest.embed import Embedder, index_fingerprint, load_embedder
 from ingest.errors import NotFoundError
 from ingest.index import Filter, Index, search
 from ingest.language import reads
@@ -65,7 +65,9 @@ class Retriever:
         limit = top_k or collection.retrieval.top_k
         embedder = self.embedder(collection.embedder)
         start = time.perf_counter()
-        dense = embedder.embed_query(question) if reads(embedder.languages, question) else None
+        # where the embedder is not the one any more that the collection was embedded with, its vectors say nothing
+        is_same = index_fingerprint(embedder, collection.chunking) == collection.fingerprint
+        dense = embedder.embed_query(question) if is_same and reads(embedder.languages, question) else None
         embedded = time.perf_counter()
         wanted = collection.retrieval.candidates if by_document else limit
         wanted = max(wanted, RERANKED) if collection.retrieval.rerank else wanted

@@ -11,7 +11,7 @@ from starlette.datastructures import UploadFile
 
 from ingest.errors import InvalidError, UnavailableError
 from ingest.schemas import Labels
-from ingest.sync import SIDECAR
+from ingest.sync import SIDECAR, read_sidecar
 from service.schemas import UploadFields
 
 MAX_FILES = 1000  # of one request
@@ -44,19 +44,26 @@ def files_of(values: Sequence[Any], max_bytes: int) -> list[Upload]:
 
 def keep(uploads: Sequence[Upload], folder: Path, fields: UploadFields) -> tuple[str, ...]:
     """-> where they are now. Each is written whole or not at all, after its sidecar. Raises UnavailableError."""
-    labels = Labels(acl=None if fields.acl is None else tuple(fields.acl), metadata=fields.metadata or {})
     places = []
     try:
         for path, file in uploads:
             place = folder / path
             place.parent.mkdir(parents=True, exist_ok=True)
             if fields.acl is not None or fields.metadata is not None:
-                _replace(Path(f"{place}{SIDECAR}"), labels.model_dump_json().encode())
+                sidecar = Path(f"{place}{SIDECAR}")
+                _replace(sidecar, _labels(sidecar, folder, fields).model_dump_json().encode())
             _replace(place, file)
             places.append(str(place))
     except OSError as error:
         raise UnavailableError(f"the upload could not be kept: {error.strerror} ({error.filename!r})") from error
     return tuple(places)
+
+
+def _labels(sidecar: Path, folder: Path, fields: UploadFields) -> Labels:
+    """What the form leaves out stays as an earlier version's."""
+    held = read_sidecar(str(sidecar), str(folder), sidecar.name) if sidecar.exists() else Labels()
+    acl = held.acl if fields.acl is None else tuple(fields.acl)
+    return Labels(acl=acl, metadata=held.metadata if fields.metadata is None else fields.metadata)
 
 
 def _path(name: str) -> PurePosixPath:

@@ -1,13 +1,13 @@
 """Follows a folder: what changes is taken in, and now and then the whole folder is compared."""
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from rich.console import Console
-from watchfiles import watch
+from watchfiles import Change, watch
 
-from ingest.errors import UnavailableError
+from ingest.errors import GraftError, UnavailableError
 from service.client import Client
 from service.schemas import IngestRequest, Job
 from service.show import escape, summary
@@ -16,6 +16,7 @@ QUIET_MS = 800  # after the last change of a burst, before it is taken in
 BURST_MS = 5000  # and at most this long after its first
 ONLY = 1000  # changes in one go; for more the whole folder is compared
 RETRY_SECONDS = 5.0
+AGAIN_SECONDS = 60.0  # after a job that failed, before the whole folder is tried
 
 
 def follow_changes(client: Client, request: IngestRequest, reconcile_seconds: float, console: Console) -> None:
@@ -28,15 +29,10 @@ def follow_changes(client: Client, request: IngestRequest, reconcile_seconds: fl
     console.print(f"watching {folder}; Ctrl-C ends it", markup=False)
     due = time.monotonic()
     waiting: set[str] = set()
-    for changes in watch(
-        folder,
-        watch_filter=lambda _, path: _is_visible(path, folder),
-        debounce=BURST_MS,
-        step=QUIET_MS,
-        rust_timeout=int(min(RETRY_SECONDS, reconcile_seconds) * 1000),
-        yield_on_timeout=True,
-        raise_interrupt=False,
-    ):
+    for changes in _changes(folder, min(RETRY_SECONDS, reconcile_seconds)):
+        if changes is None:
+            due = time.monotonic()
+            continue
         waiting |= {path for _, path in changes}
         whole = time.monotonic() >= due or len(waiting) > ONLY
         if not waiting and not whole:
@@ -46,10 +42,36 @@ def follow_changes(client: Client, request: IngestRequest, reconcile_seconds: fl
         except UnavailableError as error:
             console.print(f"{error}; it is tried again", markup=False)
             continue
-        if whole:
+        except GraftError as error:  # a folder that is away, say
+            console.print(f"{error}; it is tried again in {AGAIN_SECONDS:.0f} s", markup=False)
+            due = time.monotonic() + AGAIN_SECONDS
+            waiting.clear()
+            continue
+        if job.state != "succeeded":
+            due = min(due, time.monotonic() + AGAIN_SECONDS)
+        elif whole:
             due = time.monotonic() + reconcile_seconds
         waiting.clear()
         _tell(job, console)
+
+
+def _changes(folder: Path, seconds: float) -> Iterator[set[tuple[Change, str]] | None]:
+    """-> what has changed, at least an empty set every so many `seconds`; None: some of it could not be told."""
+    while True:
+        try:
+            yield from watch(
+                folder,
+                watch_filter=lambda _, path: _is_visible(path, folder),
+                debounce=BURST_MS,
+                step=QUIET_MS,
+                rust_timeout=int(seconds * 1000),
+                yield_on_timeout=True,
+                raise_interrupt=False,
+            )
+            return
+        except (RuntimeError, FileNotFoundError):  # a name that is not UTF-8; a folder that is away
+            time.sleep(seconds)
+            yield None
 
 
 def _asked(paths: Iterable[str], whole: bool) -> dict[str, object]:

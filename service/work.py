@@ -1,7 +1,7 @@
 """What each kind of job does, and what changes documents and indexes outside of a job. All of it blocks."""
 
-import hashlib
 import shutil
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -10,10 +10,11 @@ from typing import Any
 
 from ingest import reader, remote
 from ingest.catalog import Catalog, Collection, index_name, now
-from ingest.embed import Embedder
+from ingest.embed import Embedder, index_fingerprint
 from ingest.errors import ConflictError, InvalidError, NotFoundError
 from ingest.generations import Generation, Generations
 from ingest.index import Index
+from ingest.pipeline import Cancelled as JobCancelled
 from ingest.pipeline import IngestJob, Options, Source
 from ingest.reindex import ReindexJob
 from ingest.schemas import ChunkCounts, Chunking, FileCounts, Progress, Report, Retrieval
@@ -75,24 +76,27 @@ class Documents:
             name=name,
             embedder=embedder.name,
             chunking=chunking,
-            fingerprint=fingerprint(embedder, chunking),
+            fingerprint=index_fingerprint(embedder, chunking),
             retrieval=given.retrieval or (held.retrieval if held else Retrieval()),
             prompt=given.prompt or (held.prompt if held else "auto"),
             threshold=given.threshold if "threshold" in fields or not held else held.threshold,
             created_at=held.created_at if held else now(),
         )
         self.catalog.put_collection(collection)
-        if held and held.fingerprint != collection.fingerprint:
+        if held is None:
+            for name_of in self._indexes(name):  # of an earlier collection of this name, whose deletion was cut off
+                self.index.drop(name_of)
+        elif held.fingerprint != collection.fingerprint:
             self.index.drop(held.index)
         return collection
 
     def delete_collection(self, name: str) -> None:
         """Raises NotFoundError."""
         self.catalog.collection(name)
-        self.catalog.delete_collection(name)
-        self.generations.forget(name)
         for index in self._indexes(name):
             self.index.drop(index)
+        self.generations.forget(name)
+        self.catalog.delete_collection(name)
         shutil.rmtree(self.uploads(name), ignore_errors=True)
 
     # indexes
@@ -157,6 +161,11 @@ class Documents:
     def run_ingest(self, payload: IngestPayload, cancelled: Cancelled, tell: Tell) -> Report:
         collection = self.ensure_collection(payload.collection)
         embedder = self.retriever.embedder(collection.embedder)
+        if index_fingerprint(embedder, collection.chunking) != collection.fingerprint:
+            raise ConflictError(
+                f"embedder {collection.embedder!r} is not the one any more that collection {collection.name!r} was embedded "
+                f"with: `graft reindex {collection.name} --embedder {collection.embedder}`"
+            )
         options = Options(
             Labelling(payload.acl, payload.metadata),
             payload.allow_empty,
@@ -182,7 +191,7 @@ class Documents:
         live = self.retriever.embedder(collection.embedder)
         embedder = self.retriever.embedder(payload.embedder or collection.embedder)
         chunking = payload.chunking or collection.chunking
-        new = fingerprint(embedder, chunking)
+        new = index_fingerprint(embedder, chunking)
         return ReindexJob(
             self.catalog,
             self._target(index_name(collection.name, new), embedder),
@@ -202,7 +211,7 @@ class Documents:
         from ingest import shards, stores
 
         collection = self.catalog.collection(payload.collection)
-        told: dict[str, Any] = {"progress": tell, "cancelled": cancelled}
+        told: dict[str, Any] = {"progress": tell, "cancelled": self._in_time(cancelled)}
         if not stores.is_store(payload.target):
             done = shards.dump(self.catalog, self.index, collection, Path(payload.target), **told)
             note = f"{done.shards} shards, {done.bytes / 1e6:.1f} MB in {payload.target}"
@@ -218,13 +227,14 @@ class Documents:
         """A collection that is not there yet is made as the dumped one was."""
         from ingest import parquet, shards, stores
 
-        told: dict[str, Any] = {"progress": tell, "cancelled": cancelled}
+        told: dict[str, Any] = {"progress": tell, "cancelled": self._in_time(cancelled)}
         with ExitStack() as held:
             folder, foreign = Path(payload.target), 0
             if stores.is_store(payload.target):
                 folder = held.enter_context(self._scratch())
                 foreign = stores.pull(payload.target, folder, collection=self._held(payload.collection), **told).foreign
             dumped = parquet.read_manifest(folder).collection
+            self._check_known(dumped.embedder)
             settings = {"embedder": dumped.embedder, "chunking": dumped.chunking, "retrieval": dumped.retrieval}
             if self._held(payload.collection) is None:
                 self.put_collection(payload.collection, CollectionSettings.model_validate(settings))
@@ -233,6 +243,26 @@ class Documents:
         note = f"{done.shards} shards, {done.resumed} of them loaded before"
         note += f"; {foreign} chunks were written by another program" if foreign else ""
         return _moved(done.documents, done.chunks, done.seconds, note)
+
+    def _in_time(self, cancelled: Cancelled) -> Cancelled:
+        """Raises `ingest.pipeline.Cancelled` once the job's time is over."""
+        deadline = time.monotonic() + self.ingest.job_seconds
+
+        def stop() -> bool:
+            if time.monotonic() > deadline:
+                raise JobCancelled(expired=True)
+            return cancelled()
+
+        return stop
+
+    def _check_known(self, embedder: str) -> None:
+        """What a dump names is not to be trusted: it might be a server that keys are sent to. Raises ConflictError."""
+        known = {self.ingest.embedder, *(one.embedder for one in self.catalog.collections())}
+        if embedder not in known and not (self.ingest.models / embedder).is_dir():
+            raise ConflictError(
+                f"the dump was embedded by {embedder!r}, which is not used here yet; make a collection with it first "
+                "(PUT /collections/{name}), and load into that"
+            )
 
     def _held(self, name: str) -> Collection | None:
         with suppress(NotFoundError):
@@ -265,13 +295,3 @@ def _moved(documents: int, chunks: int, seconds: float, note: str) -> Report:
     return Report(
         files=FileCounts(done=documents), chunks=ChunkCounts(added=chunks), seconds={"total": seconds}, notes=(note,)
     )
-
-
-def fingerprint(embedder: Embedder, chunking: Chunking) -> str:
-    """Stands for all that decides what a collection's chunks and vectors are. Raises InvalidError when they do not fit."""
-    if chunking.tokens > embedder.max_tokens or chunking.overlap >= chunking.tokens:
-        raise InvalidError(
-            f"chunking: tokens must be at most {embedder.max_tokens}, the limit of {embedder.name!r}, and over overlap"
-        )
-    described = f"{embedder.fingerprint}:{chunking.model_dump_json(exclude_none=True)}"
-    return hashlib.sha256(described.encode()).hexdigest()

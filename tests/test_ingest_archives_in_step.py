@@ -85,6 +85,7 @@ def life(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Life:
     go("changed")
 
     write(folder, {"station.tar.gz": station, "moved/renamed.zip.graft.json": LABELS.replace("staff", "board")})
+    write(folder, {"labelled.zip": archive({"pay.md": b"Salaries.", "pay.md.graft.json": LABELS.encode()})})
     home.settings = settings.model_copy(update={"passwords": IngestSettings(passwords=PASSWORD).passwords})
     go("unlocked")
 
@@ -186,11 +187,17 @@ def test_an_archive_in_an_archive_that_could_not_be_opened_is_tried_again(life: 
 def test_a_sidecar_of_an_archive_labels_its_files(life: Life) -> None:
     first, unlocked = life.moments["first"], life.moments["unlocked"]
     assert labels(first, "station.tar.gz/e.md") == ({("staff",)}, {"north"})
-    assert labels(first, "nested.zip/inner.zip/g.md") == (set([()]), {None})
+    assert labels(first, "nested.zip/inner.zip/g.md") == ({()}, {None})
     assert labels(unlocked, "moved/renamed.zip/inner.zip/g.md") == ({("board",)}, {"north"})
     assert unlocked.documents["moved/renamed.zip/f.md"].acl == ("board",)
     before, after = (vectors(one, "moved/renamed.zip/f.md") for one in (life.moments["changed"], unlocked))
     assert before == after  # labelled, not embedded
+
+
+def test_a_sidecar_in_an_archive_labels_its_file_and_is_no_document(life: Life) -> None:
+    unlocked = life.moments["unlocked"]
+    assert "labelled.zip/pay.md.graft.json" not in unlocked.documents
+    assert labels(unlocked, "labelled.zip/pay.md") == ({("staff",)}, {"north"})
 
 
 def labels(moment: Moment, path: str) -> tuple[set[tuple[str, ...]], set[str | None]]:
@@ -209,7 +216,7 @@ def test_with_a_depth_of_zero_what_was_in_archives_leaves(life: Life) -> None:
 def test_with_a_depth_of_zero_archives_are_told_by_the_settings_name(life: Life) -> None:
     """Those that were open before, and one that is new."""
     skips = {skip.path.removeprefix("docs/"): skip.reason for skip in life.moments["closed"].report.skips}
-    paths = {"manual.zip", "station.tar.gz", "moved/renamed.zip", "report.zip", "safe.zip", "new.zip"}
+    paths = {"manual.zip", "station.tar.gz", "moved/renamed.zip", "report.zip", "safe.zip", "labelled.zip", "new.zip"}
     assert skips.keys() == paths
     assert all("INGEST_ARCHIVE_DEPTH" in reason for reason in skips.values())
-    assert {life.moments["closed"].documents[path].state for path in paths} == {"skipped"}
+    assert not any(path.startswith(tuple(paths)) for path in life.moments["closed"].documents)

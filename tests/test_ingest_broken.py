@@ -16,13 +16,16 @@ from broken_files import DONE, FAILED, SKIPPED, archive
 from service_fixtures import Service, WireEngine, is_ready, running, until
 from test_ingest_pipeline import Home, Stored, Watch
 
+from ingest.pipeline import IngestJob
 from ingest.schemas import Report
 from ingest.settings import IngestSettings
+from ingest.sync import Folder
+from ingest.writer import Target
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
-LINE_BYTES = 2**18  # what is tested is how the parser takes one long line; to embed 10 MiB takes minutes
 PEAK_BYTES = 1.5 * 2**30  # of all processes together, with a parser that may take 1 GiB
 LIMITS = {"INGEST_PARSE_MEMORY_MB": "1024", "INGEST_PARSE_SECONDS": "20"}
+DIMENSION = 4  # of the vectors that are had at the wire: to embed all the numbers of the sheet takes minutes
 GOOD = {
     "a good page": "good/good.pdf",
     "a good document": "good/good.docx",
@@ -43,7 +46,7 @@ class Corpus(NamedTuple):
 def corpus(root: Path) -> Corpus:
     folder = root / "docs"
     folder.mkdir()
-    expected = broken_files.write(folder, LINE_BYTES)
+    expected = broken_files.write(folder)
     (root / "outside").mkdir()
     (root / "outside/secret.md").write_text("A zyzzyva is a weevil.\n")
     (folder / "leak.md").symlink_to(root / "outside/secret.md")
@@ -53,6 +56,10 @@ def corpus(root: Path) -> Corpus:
     own = {"leak.md": FAILED, "leak": FAILED, "slips.zip": "done or failed"}
     own["documents/self-reference.pdf"] = "done, failed or skipped"  # a page without text, where there is no OCR
     return Corpus(root, folder, {shown(name): outcome for name, outcome in {**expected, **own}.items()})
+
+
+def embedder_of(engine: WireEngine) -> str:
+    return f"{engine.url}#wire-embedder"
 
 
 def shown(name: str) -> str:
@@ -112,18 +119,23 @@ class Through(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def through(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Through:
+def through(models: Path, tmp_path_factory: pytest.TempPathFactory, wire_engine: WireEngine) -> Through:
     made = corpus(tmp_path_factory.mktemp("broken"))
     home = Home(
         IngestSettings(
-            home=tmp_path_factory.mktemp("homes") / "broken", models=models, embedder_runtime="onnxruntime", threads=2,
+            home=tmp_path_factory.mktemp("homes") / "broken", models=models, embedder=embedder_of(wire_engine), threads=2,
             parse_memory_mb=1024, parse_seconds=20,
         ),
         made.folder,
     )  # fmt: skip
     before, watch = listing(made.root), Watch()
     with Peak(psutil.Process()).watched() as peak:
-        report = home.job(report_progress=watch).run()
+        target = Target(home.index, home.collection.index, DIMENSION, "e" * 64)
+        source = Folder(made.folder, made.root)
+        job = IngestJob(
+            home.catalog, target, home.settings, home.collection, source, runtime="onnxruntime", report_progress=watch
+        )
+        report = job.run()
     done = {path for path, document in home.documents().items() if document.state == "done"}
     found = {question: {hit.path.removeprefix("docs/") for hit in home.find(question)} for question in GOOD}
     points = list(home.points().values())
@@ -165,7 +177,9 @@ def test_every_failure_says_where_and_why(through: Through) -> None:
     assert "INGEST_PASSWORDS" in reasons["documents/encrypted.pdf"]
     assert "INGEST_PASSWORDS" in reasons["archives/encrypted.zip"]
     assert "INGEST_ARCHIVE_RATIO" in reasons["archives/bomb.zip"]
-    assert any("INGEST_ARCHIVE_DEPTH" in why for path, why in reasons.items() if path.startswith("archives/nested.zip/"))
+    assert any(
+        "INGEST_ARCHIVE_DEPTH" in why for path, why in reasons.items() if path.startswith("archives/nested.zip/")
+    )
 
 
 def test_the_good_files_are_found(through: Through) -> None:
@@ -225,7 +239,8 @@ def test_a_running_service_answers_meanwhile(tmp_path: Path, wire_engine: WireEn
     first.mkdir()
     (first / "pump.md").write_text("# Pump\n\n" + broken_files.TEXT)
     home = tmp_path / "home"
-    with running(home, tmp_path, "--no-engine", SERVICE_LLM_URL=wire_engine.url, **LIMITS) as service:
+    settings = {**LIMITS, "INGEST_EMBEDDER": embedder_of(wire_engine)}
+    with running(home, tmp_path, "--no-engine", SERVICE_LLM_URL=wire_engine.url, **settings) as service:
         until(lambda: is_ready(service), 120)
         service.ingest(first)
         owner = Peak(psutil.Process(service.process.pid))

@@ -484,6 +484,65 @@ def test_a_child_that_says_nothing_for_too_long_ends_the_job(home: Home) -> None
     assert watch.left_over() == []
 
 
+def test_a_child_that_dies_between_two_documents_fails_the_job(home: Home) -> None:
+    write(home.folder, {"a.md": "Words.", "b.md": "More words."})
+    watch = Watch()
+
+    def kill(progress: Progress) -> None:
+        watch(progress)
+        for process in watch.started:
+            if process.ppid() == os.getpid():
+                process.kill()
+
+    with pytest.raises(UnavailableError, match="the ingest child died"):
+        home.job(report_progress=kill).run()
+    assert home.job().run().files.done == 2
+
+
+def test_a_broken_deletion_is_finished_by_the_next_job(home: Home) -> None:
+    write(home.folder, {"a.md": "A zyzzyva is a weevil."})
+    home.job().run()
+    (document,) = home.documents().values()
+    home.catalog.remove([document.id])  # and then the process died
+    assert home.find("zyzzyva")
+    assert home.job().run().files.skipped == 1
+    assert home.find("zyzzyva") == []
+
+
+def test_a_document_that_is_deleted_while_a_job_runs_stays_deleted(home: Home) -> None:
+    write(home.folder, {"a.md": "A zyzzyva is a weevil.", "b.md": "Words."})
+    home.job().run()
+    identity = home.documents()["a.md"].id
+    write(home.folder, {"a.md": "A zyzzyva is a beetle.", "b.md": "Other words."})
+    job = home.job()
+    job.report_progress = lambda progress: None if progress.chunks else home.catalog.remove([identity])
+    job.run()
+    assert home.find("zyzzyva") == []
+    assert home.catalog.document(identity).state == "removed"
+
+
+def test_a_deletion_that_is_cut_off_is_seen_when_the_files_come_back(home: Home) -> None:
+    names = {f"{n}.md": f"The mooring {n} is blue." for n in range(5)}
+    write(home.folder, {"kept.md": "Words.", **names})
+    home.job().run()
+    for name in names:
+        (home.folder / name).rename(home.folder.parent / name)
+    job = home.job()
+    job._drop = lambda ids: (_ for _ in ()).throw(Cancelled)  # type: ignore[method-assign]
+    with pytest.raises(Cancelled):
+        job.run()
+    for name in names:
+        (home.folder.parent / name).rename(home.folder / name)
+    home.job().run()
+    assert len(home.points()) == 6
+
+
+def test_text_that_no_index_takes_costs_no_job(home: Home) -> None:
+    write(home.folder, {"a.md": '---\ntitle: "a\\ud800b"\nacl: ["x\\ud800"]\n---\nA salmon.', "b.md": "A trout."})
+    assert home.job().run().files.done == 2
+    assert home.documents()["a.md"].labels()["title"] == "a?b"
+
+
 def test_progress_ends_with_all_files_and_bytes(home: Home) -> None:
     write(home.folder, {"a.md": "Words. " * 50, "b.pdf": pdf("One page."), "c.bin": b"\0\1"})
     home.job().run()

@@ -5,7 +5,7 @@ import os
 import resource
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from ingest.errors import ConflictError, InvalidError, NotFoundError, Unavailabl
 from ingest.index import Filter, Index, Point, chunk_payload, search, sparse_document
 from ingest.index_edge import EdgeIndex
 from ingest.index_server import ServerIndex
-from ingest.parquet import read_manifest, seal, write_chunks, write_documents
+from ingest.parquet import BLOCK, read_manifest, seal, verify, write_chunks, write_documents
 from ingest.pipeline import Cancelled, IngestJob
 from ingest.schemas import (
     Chunk,
@@ -284,6 +284,57 @@ def test_a_cancelled_load_goes_on_and_one_into_an_index_that_is_gone_begins_anew
     assert_same(home, other)
 
 
+def expiring(after: int) -> Callable[[], bool]:
+    """Asked for the `after`th time, a job has had its time."""
+    asked = iter(range(1, after))
+
+    def cancelled() -> bool:
+        if next(asked, None) is None:
+            raise Cancelled(expired=True)
+        return False
+
+    return cancelled
+
+
+def test_a_dump_and_a_load_end_wherever_they_are_asked_to_and_go_on(home: Home, other: Home, tmp_path: Path) -> None:
+    fill(home, range(12))
+    fill(other, range(6), chunks=9, said="leaks")
+    asked: list[int] = []
+    home.dump(tmp_path / "whole", rows_per_shard=20, cancelled=lambda: bool(asked.append(1)))
+    for after in range(1, len(asked) + 1):  # the last one while it seals
+        with pytest.raises(Cancelled) as stopped:
+            home.dump(tmp_path / "dump", rows_per_shard=20, cancelled=expiring(after))
+        assert stopped.value.expired
+    home.dump(tmp_path / "dump", rows_per_shard=20)
+
+    shards = len(read_manifest(tmp_path / "dump").shards)
+    with pytest.raises(Cancelled):
+        other.load(tmp_path / "dump", cancelled=expiring(shards + 2))  # all hashed: while it looks for its documents
+    assert "writing" not in {one.state for one in other.documents().values()}
+    stops = 0
+    for after in range(shards + 10, 2000, 30):
+        try:
+            other.load(tmp_path / "dump", cancelled=expiring(after))
+        except Cancelled as reason:
+            assert reason.expired
+            stops += 1
+        else:
+            break
+    assert stops > 5
+    assert_same(home, other)
+
+
+def test_hashing_is_interrupted_within_a_large_shard(tmp_path: Path) -> None:
+    document, text, _ = made("default", 1)
+    noise = np.random.default_rng(0).bytes(2 * BLOCK).hex()
+    write_documents(tmp_path / "documents-0.parquet", [[(document, text.model_copy(update={"text": noise}))]])
+    sealed: list[int] = []
+    manifest = seal(tmp_path, collection("default"), None, None, lambda: sealed.append(1))
+    verified: list[int] = []
+    verify(tmp_path, manifest.shards[0], lambda: verified.append(1))
+    assert len(sealed) == len(verified) == -(-manifest.shards[0].bytes // BLOCK) > 1
+
+
 @pytest.mark.parametrize(
     ("harm", "said"),
     [
@@ -385,6 +436,42 @@ def test_a_dump_that_was_broken_off_is_written_anew(home: Home, other: Home, tmp
     assert_same(home, other)
 
 
+def test_a_dump_that_was_killed_when_all_was_written_is_done_when_it_resumes(home: Home, tmp_path: Path) -> None:
+    fill(home, range(20))
+    first = home.dump(tmp_path / "dump", rows_per_shard=30)
+    (tmp_path / "dump/.unfinished").touch()  # what a kill leaves after the manifest
+    with pytest.raises(ConflictError, match="holds a finished dump already"):
+        home.dump(tmp_path / "dump")
+    again = home.dump(tmp_path / "dump", resume=True)
+    assert again.model_dump(exclude={"seconds"}) == first.model_dump(exclude={"seconds"})
+    assert not (tmp_path / "dump/.unfinished").exists()
+    stranger = Home(tmp_path / "second", "copy")
+    with pytest.raises(ConflictError, match="holds a finished dump already"):
+        stranger.dump(tmp_path / "dump", resume=True)
+    stranger.index.close()
+    os.truncate(tmp_path / "dump/chunks-00001.parquet", 100)
+    with pytest.raises(ConflictError, match="holds a finished dump already"):
+        home.dump(tmp_path / "dump", resume=True)
+    assert home.dump(tmp_path / "new", resume=True).chunks == first.chunks
+
+
+def test_a_deletion_during_a_dump_leaves_no_other_document_out(home: Home, tmp_path: Path) -> None:
+    plain = made("default", 0)[0].model_copy(update={"state": "skipped", "chunks": 0, "text_hash": None})
+    home.catalog.finish(
+        (plain.model_copy(update={"id": f"{number:036}", "path": f"{number:04}", "uri": f"file:///{number}"}), None)
+        for number in range(1500)
+    )
+    gone = {f"{number:036}" for number in (0, 1, 1400)}
+
+    def progress(told: Progress) -> None:
+        if told.files:
+            home.catalog.remove(sorted(gone))
+
+    assert home.dump(tmp_path / "dump", progress=progress).documents == 1499
+    rows = pq.read_table(tmp_path / "dump/documents-00000.parquet").column("document_id").to_pylist()
+    assert rows == [f"{number:036}" for number in range(1500) if number != 1400]
+
+
 def test_two_dumps_into_one_folder_do_not_mix(home: Home, tmp_path: Path) -> None:
     fill(home, range(3))
     refused: list[str] = []
@@ -479,6 +566,35 @@ def test_a_document_that_was_deleted_by_its_id_stays_out(home: Home, other: Home
     assert other.index.ids(other.collection.index, gone.id) == set()
     assert other.index.count(other.collection.index) == 10
     assert other.catalog.document(gone.id).state == "removed"
+
+
+@pytest.mark.parametrize("name", ["default", "copy"])
+def test_no_chunk_of_a_deleted_document_is_found_while_a_load_runs(home: Home, tmp_path: Path, name: str) -> None:
+    fill(home, range(60))
+    home.dump(tmp_path / "dump", rows_per_shard=50)
+    other = Home(tmp_path / "second", name)
+    before, during = (made(name, number)[0] for number in (1, 2))
+    other.catalog.put([before.model_copy(update={"state": "removed", "chunks": 0, "text_hash": None})])
+    removed = {before.id}
+
+    def progress(told: Progress) -> None:
+        assert not any(other.index.ids(other.collection.index, one) for one in removed)
+        if told.chunks > 100 and during.id not in removed:
+            removed.add(during.id)
+            other.catalog.remove([during.id])
+            ids = other.index.ids(other.collection.index, during.id)
+            assert 0 < len(ids) < 5
+            other.index.delete(other.collection.index, sorted(ids))
+
+    stopped = iter(range(250))
+    with pytest.raises(Cancelled):
+        other.load(tmp_path / "dump", cancelled=lambda: len(removed) == 1 and next(stopped, None) is None)
+    report = other.load(tmp_path / "dump", progress=progress)
+    assert report.resumed > 0
+    assert other.index.count(other.collection.index) == 58 * 5
+    assert {other.catalog.document(one).state for one in removed} == {"removed"}
+    assert 5 < report.left_out < 10
+    other.index.close()
 
 
 @pytest.mark.parametrize("name", ["default", "copy"])

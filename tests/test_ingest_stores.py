@@ -28,13 +28,14 @@ from llama_index.vector_stores.chroma import ChromaVectorStore
 from llama_index.vector_stores.milvus import MilvusVectorStore
 from llama_index.vector_stores.qdrant import QdrantVectorStore
 from qdrant_client import QdrantClient
-from test_ingest_shards import DIMENSION, Home, fill, ingest, made, write_files
+from test_ingest_shards import DIMENSION, Home, expiring, fill, ingest, made, write_files
 
 from ingest.embed import Embedder
 from ingest.errors import ConflictError, InvalidError, NotFoundError, SettingsError, UnavailableError
 from ingest.index import Filter, Point, sparse_query
 from ingest.index_server import ServerIndex
 from ingest.parquet import Kept, read_chunks, read_documents, read_manifest
+from ingest.pipeline import Cancelled
 from ingest.schemas import document_id
 from ingest.settings import IngestSettings
 from ingest.stores import is_store, parse_store, pull, push
@@ -365,6 +366,20 @@ def test_vectors_that_do_not_fit_the_store_are_an_error_of_ours(home: Home, tmp_
     chroma(tmp_path / "chroma", "papers").add([TextNode(id_="x", text="x", embedding=[1.0, 0.0])])
     with pytest.raises(UnavailableError, match=r"chroma.*dimension"):
         push(tmp_path / "dump", f"chroma:{tmp_path / 'chroma'}#papers")
+
+
+def test_a_push_and_a_pull_end_wherever_they_are_asked_to(home: Home, tmp_path: Path) -> None:
+    store = f"chroma:{tmp_path / 'chroma'}#papers"
+    for after in (1, 5, 6, 7):  # hashed, documents read, chunks sent
+        with pytest.raises(Cancelled) as stopped:
+            push(tmp_path / "dump", store, cancelled=expiring(after))
+        assert stopped.value.expired
+    push(tmp_path / "dump", store)
+    for after in (1, 2, 1 + DOCUMENTS, 2 + DOCUMENTS):  # read, put in order, sealed
+        with pytest.raises(Cancelled) as stopped:
+            pull(store, tmp_path / "back", cancelled=expiring(after))
+        assert stopped.value.expired
+    assert pull(store, tmp_path / "back").documents == DOCUMENTS
 
 
 def test_a_pull_into_a_folder_in_use_is_refused(home: Home, tmp_path: Path) -> None:

@@ -102,9 +102,9 @@ def test_what_does_not_fit_is_refused_at_once(service: Service, body: dict[str, 
 
 
 def test_the_same_again_is_refused_and_an_unknown_collection_is_not_found(service: Service, filled: str) -> None:
-    job = reindex(service, filled)
-    assert job["state"] == "failed"
-    assert "already" in job["error"]
+    reply = service.http.post(f"/collections/{filled}/reindex", json={})
+    assert reply.status_code == 422
+    assert "already" in reply.json()["detail"]
     assert service.http.post("/collections/nowhere/reindex", json={}).status_code == 404
     assert service.http.get("/collections/nowhere/indexes").status_code == 404
 

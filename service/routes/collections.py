@@ -3,7 +3,10 @@
 from anyio import to_thread
 from fastapi import APIRouter
 
+from ingest import remote
 from ingest.catalog import Collection
+from ingest.embed import index_fingerprint
+from ingest.errors import InvalidError
 from service.deps import Parts, WithAdmin, WithParts, WithPrincipal
 from service.jobs import DumpPayload, LoadPayload, ReindexPayload
 from service.routes.jobs import allowed
@@ -16,7 +19,6 @@ from service.schemas import (
     MoveRequest,
     ReindexRequest,
 )
-from service.work import fingerprint
 
 router = APIRouter(prefix="/collections", tags=["collections"])
 
@@ -39,7 +41,7 @@ async def put_collection(
     pins = "adapter" in body.model_fields_set
     if pins and body.adapter:
         await parts.adapters.ready(body.adapter)
-    await to_thread.run_sync(parts.documents.put_collection, name, body)
+    await to_thread.run_sync(parts.put_collection, name, body)
     if pins:
         await to_thread.run_sync(parts.pin, name, body.adapter, principal.id)
     return await to_thread.run_sync(lambda: _view(parts, parts.catalog.collection(name)))
@@ -58,7 +60,8 @@ async def reindex(name: str, body: ReindexRequest, parts: WithParts, principal: 
     def enqueue() -> Job:
         held = parts.catalog.collection(name)
         embedder = parts.retriever.embedder(body.embedder or held.embedder)
-        fingerprint(embedder, body.chunking or held.chunking)
+        if index_fingerprint(embedder, body.chunking or held.chunking) == held.fingerprint:
+            raise InvalidError(f"collection {name!r} is embedded and split like this already")
         payload = ReindexPayload(collection=name, embedder=body.embedder, chunking=body.chunking, flip=body.flip)
         return parts.jobs.enqueue(payload, principal.id)
 
@@ -118,6 +121,8 @@ def _target(parts: Parts, target: str, exists: bool) -> str:
     store = stores.parse_store(target)
     if store.is_local:
         allowed(store.place, parts.settings.ingest_roots, exists)
+    elif remote.is_remote(store.place):
+        remote.allowed(store.place, parts.settings.ingest_urls)
     return target
 
 

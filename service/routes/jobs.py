@@ -104,7 +104,8 @@ def _below(target: Path, only: Sequence[str]) -> tuple[str, ...]:
     """-> the real places of files and folders of `target`, also of those that are gone. Raises ForbiddenError."""
     places = []
     for name in only:
-        place = Path(os.path.realpath(os.path.dirname(target / name))) / os.path.basename(name)
+        above, last = os.path.split(os.path.normpath(target / name))
+        place = Path(os.path.realpath(above)) / last
         if target != place and target not in place.parents:
             raise ForbiddenError(f"only: {name!r} lies outside {str(target)!r}")
         places.append(str(place))
