@@ -167,8 +167,7 @@ class IngestJob:
         self.seconds["walk"] = time.perf_counter() - self.started
         self._carry_out(plan)
         self.catalog.finish([(archive, None) for archive in self.archives])
-        failed = {failure.path for failure in self.failures}
-        self.files["done"] += sum(archive.reason is None or archive.path not in failed for archive in self.archives)
+        self.files["done"] += sum(archive.state == "done" for archive in self.archives)
 
     def _walk(self) -> Walk:
         try:
@@ -342,7 +341,9 @@ class IngestJob:
             unseen.append(file.uri + MEMBER + quote(name))
         failed = {name for name, _ in failures}
         if failed:
-            self.archives.append(_unread(document, "failed", "read", f"{len(failed)} of its files could not be read"))
+            reason = f"{len(failed)} of its files could not be unpacked"
+            self._failed(file.path, "read", reason, skipped=False)
+            self.archives.append(_unread(document, "failed", "read", reason))
         elif self.options.only_failed:  # others of its files may have changed, and are not looked at
             self.archives.append(_unread(document, "failed", "read", "the next run of its folder reads the rest of it"))
         else:
