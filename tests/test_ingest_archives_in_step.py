@@ -10,6 +10,8 @@ from test_ingest_pipeline import PUMP, Home, Moment, Watch, pdf, run, write
 
 from ingest.settings import IngestSettings
 
+pytestmark = pytest.mark.slow
+
 FIGURES = {"f.md": b"# Figures\n\nThe tank holds 1234 litres.\n"}
 INNER = {"g.md": b"# Mooring\n\nThe mooring line is blue.\n"}
 STATION = {"e.md": b"# Station\n\nA kumquat grows at the station.\n"}

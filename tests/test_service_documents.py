@@ -9,6 +9,8 @@ import httpx
 import pytest
 from service_fixtures import HERON, KESTREL, LEAVE, Service, write
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def folder(service: Service, request: pytest.FixtureRequest) -> Path:

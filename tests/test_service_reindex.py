@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from service_fixtures import HANDBOOK, HERON, KESTREL, LEAVE, Service, write
 
+pytestmark = pytest.mark.slow
+
 FILES = {"heron.md": HERON, "kestrel.md": KESTREL, "leave.md": LEAVE, "zh/handbook.md": HANDBOOK}
 
 

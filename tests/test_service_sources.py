@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from service_fixtures import HANDBOOK, HERON, KESTREL, LEAVE, Service, WireEngine, running, write
 
+pytestmark = pytest.mark.slow
+
 READER = "llama_index.core.readers.json:JSONReader"
 
 
