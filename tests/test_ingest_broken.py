@@ -43,10 +43,10 @@ class Corpus(NamedTuple):
     expected: dict[str, str]
 
 
-def corpus(root: Path) -> Corpus:
+def corpus(root: Path, line_bytes: int = 10 * 2**20) -> Corpus:
     folder = root / "docs"
     folder.mkdir()
-    expected = broken_files.write(folder)
+    expected = broken_files.write(folder, line_bytes)
     (root / "outside").mkdir()
     (root / "outside/secret.md").write_text("A zyzzyva is a weevil.\n")
     (folder / "leak.md").symlink_to(root / "outside/secret.md")
@@ -234,7 +234,7 @@ class Asked:
 def test_a_running_service_answers_meanwhile(tmp_path: Path, wire_engine: WireEngine) -> None:
     """While a file vanishes again and again."""
     wire_engine.reset()
-    made = corpus(tmp_path)
+    made = corpus(tmp_path, 2**20)
     first = tmp_path / "first"
     first.mkdir()
     (first / "pump.md").write_text("# Pump\n\n" + broken_files.TEXT)

@@ -176,7 +176,7 @@ def test_what_did_not_change_keeps_its_uri_and_stamp(tmp_path: Path) -> None:
     other = run(tmp_path / "2", "Wiki", space="a", revision=2, count=2)  # what lay there goes
     seen = [[(file.uri, file.stamp) for file in found.files] for found in (first, again, other)]
     assert seen[0] == seen[1]
-    assert [uri for uri, _ in seen[2]] == [uri for uri, _ in seen[0]][:2]
+    assert ids(other) == ids(first)[:2]
     assert not {stamp for _, stamp in seen[2]} & {stamp for _, stamp in seen[0]}
     assert all(0 <= stamp < 2**63 for _, stamp in seen[0])
     assert len(list((tmp_path / "2").glob("*.reader.json"))) == 2
@@ -235,17 +235,17 @@ def test_random_ids_are_replaced_by_ones_that_the_next_run_gives_again(tmp_path:
 
 
 @pytest.mark.slow
-def test_ten_thousand_documents(tmp_path: Path) -> None:
-    found = run(tmp_path / "spool", "Wiki", space="a", count=10_000)
+def test_three_thousand_documents(tmp_path: Path) -> None:
+    found = run(tmp_path / "spool", "Wiki", space="a", count=3_000)
     assert (
         len(found.files)
         == len({file.path for file in found.files})
         == len({file.place for file in found.files})
-        == 10_000
+        == 3_000
     )
     assert load(found.files[-1].place).text.endswith("of 9999")
     with pytest.raises(InvalidError, match="more than 9,999 documents"):
-        run(tmp_path / "spool", "Wiki", most=9_999, space="a", count=10_000)
+        run(tmp_path / "spool", "Wiki", most=2_999, space="a", count=3_000)
 
 
 # what goes wrong
