@@ -243,8 +243,8 @@ def test_three_thousand_documents(tmp_path: Path) -> None:
         == len({file.place for file in found.files})
         == 3_000
     )
-    assert load(found.files[-1].place).text.endswith("of 9999")
-    with pytest.raises(InvalidError, match="more than 9,999 documents"):
+    assert load(found.files[-1].place).text.endswith("of 2999")
+    with pytest.raises(InvalidError, match="more than 2,999 documents"):
         run(tmp_path / "spool", "Wiki", most=2_999, space="a", count=3_000)
 
 
