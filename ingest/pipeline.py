@@ -177,9 +177,8 @@ class IngestJob:
 
     def _carry_out(self, plan: sync.Plan) -> None:
         self.files["unchanged"] += plan.unchanged
-        self._drop(
-            [row["id"] for _, row in plan.skipped if row["state"] == "removed"]
-        )  # its deletion may have been cut off
+        removed = [row["id"] for _, row in plan.skipped if row["state"] == "removed"]
+        self._drop(removed)  # a deletion may have been cut off
         for file, row in plan.skipped:
             if row["state"] == "skipped" and sync.relabelled(file, row, self.options.labelling):
                 self._label_kept(file, row)
@@ -229,6 +228,8 @@ class IngestJob:
         for outcome in outcomes:
             file = self.files_of.pop(outcome.document.id)
             self.meter.bytes += file.size
+            if Path(file.place).is_relative_to(self.scratch):
+                Path(file.place).unlink(missing_ok=True)
             if outcome.failure is None:
                 self.files["done"] += 1
                 self.languages += outcome.languages
@@ -239,8 +240,6 @@ class IngestJob:
             if outcome.known:
                 self._label(outcome.document)  # its earlier version may be seen by those alone who may see it now
             rows.append((_unread(outcome.document, "skipped" if skipped else "failed", stage, reason), None))
-            if Path(file.place).is_relative_to(self.scratch):
-                Path(file.place).unlink(missing_ok=True)
         self._drop(self.catalog.finish(rows))
 
     def _drop(self, ids: Sequence[str]) -> None:
@@ -277,19 +276,25 @@ class IngestJob:
 
     def _open_archives(self, walked: Walk, stamps: dict[str, RowMapping]) -> list[File]:
         """-> the files, with the members of each archive in its place."""
+        held: defaultdict[str, dict[str, RowMapping]] = defaultdict(dict)
+        for uri, row in stamps.items():
+            archive, mark, _ = uri.partition(MEMBER)
+            if mark:
+                held[archive][uri] = row
         files = []
         for file in walked.files:
             if not is_archive(file.path):
                 files.append(file)
             elif self.settings.archive_depth:
-                files += self._members(file, stamps, walked.unseen)
+                files += self._members(file, stamps.pop(file.uri, None), held[file.uri], walked.unseen)
             else:
                 self.skips.append(Skip(path=file.path, reason="no archive is opened: INGEST_ARCHIVE_DEPTH is 0"))
         return files
 
-    def _members(self, file: File, stamps: dict[str, RowMapping], unseen: list[str]) -> list[File]:
-        row = stamps.pop(file.uri, None)
-        held = {uri: one for uri, one in stamps.items() if uri.startswith(file.uri + MEMBER)}
+    def _members(
+        self, file: File, row: RowMapping | None, held: dict[str, RowMapping], unseen: list[str]
+    ) -> list[File]:
+        """`held`: rows of the members, by URI, as they are known."""
         if row and row["state"] == "removed" and not self.options.restore:
             self.skips.append(Skip(path=file.path, reason=sync.REMOVED))
             unseen.append(file.uri)
