@@ -34,8 +34,9 @@ def read_pdf(data: bytes, passwords: tuple[str, ...], ocr: bool, ocr_languages: 
             unread = tuple(number for number in sparse if not contents[number])
     text, pages = join_pages(list(contents.items()))
     if not text:
-        where = "; OCR found none in its images" if has_images else ": its pages are empty"
-        raise UnreadableTypeError("parse", f"no text is read from it{where}")
+        if has_images:
+            raise UnreadableTypeError("parse", "no text is read from it: OCR found none in its images")
+        raise DocumentError("parse", "no text was found in it: its pages are empty")
     titles = markdown_headings(unix(extract(data, PDF, "markdown", passwords=passwords).content))
     metadata = kept_metadata(plain) | ({"pages_without_text": list(unread)} if unread else {})
     return ParsedText(text=text, mime=PDF, pages=pages, headings=_align(titles, text), metadata=metadata)

@@ -197,7 +197,7 @@ WHOLE = (EXAMPLES / "reports/millbrook-commissioning.pdf").read_bytes()
         ("a.pdf", b"%PDF-1.4 and then nothing of the kind", "cannot be read as application/pdf"),
         ("a.pdf", WHOLE[:3000], "cannot be read as application/pdf"),
         ("a.pdf", pdf("Secret.", password="hunter2"), "encrypted with a password"),
-        ("a.pdf", pdf(""), "no text is read from it: its pages are empty"),
+        ("a.pdf", pdf(""), "no text was found in it: its pages are empty"),
         ("a.docx", b"PK\x03\x04" + b"garbage" * 100, "cannot be read as application/vnd.*wordprocessingml"),
         ("a.xlsx", b"garbage", "cannot be read as application/vnd.*spreadsheetml"),
         ("a.md", b"\0\1\2\3" * 50, "binary data"),

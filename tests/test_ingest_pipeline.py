@@ -431,6 +431,7 @@ def test_an_embedder_that_is_not_there_fails_the_job_with_the_remedy(home: Home)
     assert watch.left_over() == []
 
 
+@pytest.mark.slow
 def test_a_cancelled_job_ends_its_processes_and_the_next_one_completes_it(home: Home) -> None:
     paragraph = "\n\n".join(f"## Part {n}\n\nPart {n} of file %d." for n in range(5))
     write(home.folder, {f"{n}.md": paragraph.replace("%d", str(n)) for n in range(50)})
@@ -452,6 +453,7 @@ def test_a_cancelled_job_ends_its_processes_and_the_next_one_completes_it(home: 
     assert watch.left_over() == []
 
 
+@pytest.mark.slow
 def test_a_job_over_its_time_ends_with_every_file_in_a_last_state(home: Home) -> None:
     write(home.folder, {f"{n}.md": f"# Part {n}\n\nThe part is blue." for n in range(60)})
     job = home.job()
@@ -499,6 +501,7 @@ def test_a_child_that_dies_between_two_documents_fails_the_job(home: Home) -> No
     assert home.job().run().files.done == 2
 
 
+@pytest.mark.slow
 def test_a_broken_deletion_is_finished_by_the_next_job(home: Home) -> None:
     write(home.folder, {"a.md": "A zyzzyva is a weevil."})
     home.job().run()
@@ -509,6 +512,7 @@ def test_a_broken_deletion_is_finished_by_the_next_job(home: Home) -> None:
     assert home.find("zyzzyva") == []
 
 
+@pytest.mark.slow
 def test_a_document_that_is_deleted_while_a_job_runs_stays_deleted(home: Home) -> None:
     write(home.folder, {"a.md": "A zyzzyva is a weevil.", "b.md": "Words."})
     home.job().run()
@@ -521,6 +525,7 @@ def test_a_document_that_is_deleted_while_a_job_runs_stays_deleted(home: Home) -
     assert home.catalog.document(identity).state == "removed"
 
 
+@pytest.mark.slow
 def test_a_deletion_that_is_cut_off_is_seen_when_the_files_come_back(home: Home) -> None:
     names = {f"{n}.md": f"The mooring {n} is blue." for n in range(5)}
     write(home.folder, {"kept.md": "Words.", **names})
@@ -543,6 +548,7 @@ def test_text_that_no_index_takes_costs_no_job(home: Home) -> None:
     assert home.documents()["a.md"].labels()["title"] == "a?b"
 
 
+@pytest.mark.slow
 def test_progress_ends_with_all_files_and_bytes(home: Home) -> None:
     write(home.folder, {"a.md": "Words. " * 50, "b.pdf": pdf("One page."), "c.bin": b"\0\1"})
     home.job().run()
