@@ -582,7 +582,7 @@ def test_a_forgotten_collection_takes_its_documents_and_texts_along(home: Home) 
 def test_a_file_that_breaks_the_parsers_limits_costs_that_file_alone(models: Path, tmp_path: Path) -> None:
     settings = IngestSettings(
         home=tmp_path / "home", models=models, embedder_runtime="onnxruntime", threads=2,
-        parse_memory_mb=500, parse_seconds=15, max_text_chars=10**9,
+        parse_memory_mb=300, parse_seconds=15, max_text_chars=10**9,
     )  # fmt: skip
     home = Home(settings, tmp_path / "docs")
     write(
@@ -600,6 +600,6 @@ def test_a_file_that_breaks_the_parsers_limits_costs_that_file_alone(models: Pat
     assert reasons.keys() == {"docs/long.txt", "docs/many.txt"}
     assert report.files.done == 2
     assert "INGEST_PARSE_SECONDS (15 s)" in reasons["docs/long.txt"]
-    assert "INGEST_PARSE_MEMORY_MB (500 MiB)" in reasons["docs/many.txt"]
+    assert "INGEST_PARSE_MEMORY_MB (300 MiB)" in reasons["docs/many.txt"]
     assert {hit.path for hit in home.find("salmon or trout")} == {"docs/a.txt", "docs/z.txt"}
     assert watch.left_over() == []

@@ -29,7 +29,8 @@ class Line:
 
     def start(self, **settings: str) -> Service:
         venv = os.environ.get("GRAFT_VLLM_VENV", str(CHECKOUT / ".venv-vllm"))
-        known = {"GRAFT_VLLM_VENV": venv, "SERVICE_MAX_LORAS": str(LORAS)}
+        # answers are compared letter for letter: in bfloat16 a batch rounds otherwise than a request alone
+        known = {"GRAFT_VLLM_VENV": venv, "SERVICE_MAX_LORAS": str(LORAS), "SERVICE_ENGINE_DTYPE": "float32"}
         started = running(self.root / "home", self.root, "--ingest", "docs", **known | settings)
         self.service = self._stack.enter_context(started)
         until(lambda: is_ready(self.service), 600, pause=0.5)
