@@ -55,8 +55,8 @@ def drawn_paragraphs(count: int, seed: int) -> list[str]:
 
 def write_pdf(file: Path, blocks: Iterable[Block]) -> None:
     """A4 pages in one column, with what Latin-1 has of the text."""
-    from reportlab.lib.styles import getSampleStyleSheet  # type: ignore[import-untyped]
-    from reportlab.platypus import Paragraph, SimpleDocTemplate, Spacer  # type: ignore[import-untyped]
+    from reportlab.lib.styles import getSampleStyleSheet
+    from reportlab.platypus import Paragraph, SimpleDocTemplate, Spacer
 
     styles = getSampleStyleSheet()
     flow = []

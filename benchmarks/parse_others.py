@@ -11,8 +11,8 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-from markitdown import MarkItDown  # type: ignore[import-not-found]  # of an environment that is not here
-from pypdf import PdfReader  # type: ignore[import-not-found]
+from markitdown import MarkItDown
+from pypdf import PdfReader
 
 converter = MarkItDown(enable_plugins=False)
 

@@ -94,7 +94,7 @@ def _kind(place: str) -> str:
         return "zip"
     try:
         tarfile.TarInfo.frombuf(start, "utf-8", "surrogateescape")  # older tars have no mark
-    except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
+    except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # the stubs lack it
         return "tar"  # an empty one
     except tarfile.TarError as error:
         raise DocumentError("read", "it is no zip, tar or 7z archive") from error
@@ -207,7 +207,7 @@ def _untar(place: str, found: Found, tree: Tree) -> None:
         stream = _TarStream(raw, tree if opened else None)
         archive = tarfile.TarFile(fileobj=cast(IO[bytes], stream), encoding="utf-8", errors="surrogateescape")
         while entry := archive.next():
-            archive.members.clear()  # type: ignore[attr-defined]  # it would keep all of them
+            archive.members.clear()  # type: ignore[attr-defined]  # which the stubs lack, and which would keep them all
             if not entry.isdir():
                 tree.enter()
                 settle(found, plain(entry.name), _tar_member(archive, entry, tree))

@@ -4,6 +4,7 @@ import os
 import re
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from ingest.errors import OcrMissingError, UnreadableTypeError
 from ingest.parse_kreuzberg import extract, unix
@@ -14,11 +15,8 @@ REMEDY = "apt-get install tesseract-ocr tesseract-ocr-chi-sim"
 DOUBTFUL = 60  # mean confidence in the words, of 100
 _HAN = "\u3000-\u303f\u3400-\u9fff\uff00-\uffef"
 _HAN_GAP = re.compile(f"(?<=[{_HAN}]) +(?=[{_HAN}])")
-# Where kreuzberg looks, in its order, when TESSDATA_PREFIX is not set; the first folder that there is counts.
+# Where kreuzberg looks on Linux, in its order, when TESSDATA_PREFIX is not set; the first folder that there is counts.
 _FOLDERS = (
-    "/opt/homebrew/share/tessdata",
-    "/opt/homebrew/opt/tesseract/share/tessdata",
-    "/usr/local/opt/tesseract/share/tessdata",
     "/usr/share/tesseract-ocr/5/tessdata",
     "/usr/share/tesseract-ocr/4/tessdata",
     "/usr/share/tessdata",
@@ -65,8 +63,9 @@ def read_image(data: bytes, mime: str, asked: str, enabled: bool) -> ParsedText:
 def _ocr(data: bytes, mime: str, language: str) -> tuple[float, str]:
     """-> the mean confidence of its words, 0 to 100, and the text."""
     result = extract(data, mime, "plain", ocr=language)
+    confidence: Any = dict(result.metadata).get("mean_text_conf")
     text = joined_han(unix(result.content)).strip()
-    return (float(dict(result.metadata).get("mean_text_conf") or 0) if text else 0.0), text  # type: ignore[arg-type]
+    return (float(confidence or 0) if text else 0.0), text
 
 
 def joined_han(text: str) -> str:

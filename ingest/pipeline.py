@@ -12,30 +12,27 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, suppress
 from itertools import islice
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import NamedTuple, Protocol
-from urllib.parse import quote, unquote
 
 from sqlalchemy import RowMapping
 
-from ingest import sync
+from ingest import members, sync
 from ingest.archive import Expanded, is_archive
 from ingest.catalog import Catalog, Collection, Document, State, now
-from ingest.errors import DocumentError, GraftError, InvalidError
+from ingest.errors import GraftError, InvalidError
 from ingest.index import folders
 from ingest.language import name_of, unread
 from ingest.parse_ocr import OCR_MISSING, ocr_languages_installed
 from ingest.progress import Meter
-from ingest.schemas import ChunkCounts, Failure, FileCounts, Labels, Progress, Report, Skip, document_id
+from ingest.schemas import ChunkCounts, Failure, FileCounts, Progress, Report, Skip, document_id
 from ingest.settings import IngestSettings
-from ingest.sync import NO_LABELS, SIDECAR, File, Labelling, Walk
+from ingest.sync import NO_LABELS, File, Labelling, Walk
 from ingest.worker import Assignment
 from ingest.writer import FLUSH_DOCUMENTS, Outcome, Pending, Target, Writer
 
-ARCHIVE = "application/x-archive"
 UNREACHED = "the job ended before it was done; the next one takes it up"
 AGAIN = frozenset({"failed", "writing"})  # states of what is read again whatever its stamp says
-MEMBER = "!/"  # between an archive's URI and a member's name
 
 
 class Cancelled(Exception):
@@ -276,17 +273,13 @@ class IngestJob:
 
     def _open_archives(self, walked: Walk, stamps: dict[str, RowMapping]) -> list[File]:
         """-> the files, with the members of each archive in its place."""
-        held: defaultdict[str, dict[str, RowMapping]] = defaultdict(dict)
-        for uri, row in stamps.items():
-            archive, mark, _ = uri.partition(MEMBER)
-            if mark:
-                held[archive][uri] = row
+        held = members.rows_by_archive(stamps)
         files = []
         for file in walked.files:
             if not is_archive(file.path):
                 files.append(file)
             elif self.settings.archive_depth:
-                files += self._members(file, stamps.pop(file.uri, None), held[file.uri], walked.unseen)
+                files += self._members(file, stamps.pop(file.uri, None), held.get(file.uri, {}), walked.unseen)
             else:
                 self.skips.append(Skip(path=file.path, reason="no archive is opened: INGEST_ARCHIVE_DEPTH is 0"))
         return files
@@ -302,20 +295,22 @@ class IngestJob:
         if row and self._is_unchanged(file, row, held):
             self.files["unchanged"] += 1
             if sync.relabelled(file, row, self.options.labelling):
-                kept = {"state": "done", "mime": ARCHIVE}
+                kept = {"state": "done", "mime": members.MIME}
                 self.catalog.finish([(self._row(file, row).model_copy(update=kept), None)])
-            return [_held_member(file, uri, one) for uri, one in held.items()]
+            return [members.from_row(file, uri, one) for uri, one in held.items()]
         if self.options.only_failed and not any(one["state"] in AGAIN for one in (row, *held.values()) if one):
             return []
         self._tick(file.path)
         reply = self.writer.unpack(file.place, str(self.source.root), self.scratch / uuid.uuid4().hex)
-        document = self._row(file, row).model_copy(update={"mime": ARCHIVE, "content_hash": "", "indexed_at": now()})
+        document = self._row(file, row).model_copy(
+            update={"mime": members.MIME, "content_hash": "", "indexed_at": now()}
+        )
         if reply.expanded is None:
             self._failed(file.path, "read", reply.reason, skipped=False)
             self.archives.append(_unread(document, "failed", "read", reply.reason))
             unseen.append(file.uri)
             for uri, one in held.items():  # they may be seen by those alone who may see the archive now
-                self._label_kept(_held_member(file, uri, one)._replace(sidecar=file.sidecar), one)
+                self._label_kept(members.from_row(file, uri, one)._replace(sidecar=file.sidecar), one)
             return []
         if self.options.restore:
             self.catalog.put([document], restore=True)
@@ -329,42 +324,21 @@ class IngestJob:
 
     def _unpacked(self, file: File, document: Document, expanded: Expanded, unseen: list[str]) -> list[File]:
         """-> the members as files. An archive with a member that could not be unpacked is opened again by the next job."""
-        failures = list(expanded.failures)
-        sidecars: dict[str, Labels] = {}
-        for member in expanded.members:
-            if member.name.endswith(SIDECAR):
-                try:
-                    sidecars[member.name] = sync.read_sidecar(
-                        member.place, str(self.scratch), PurePath(member.name).name
-                    )
-                except DocumentError as error:
-                    failures.append((member.name.removesuffix(SIDECAR), error.reason))
+        found = members.from_unpacked(file, expanded, self.scratch)
         for name, reason in expanded.skips:
             self._failed(f"{file.path}/{name}", "read", reason, skipped=True)
-        for name, reason in failures:
+        for name, reason in found.failures:
             self._failed(f"{file.path}/{name}", "read", reason, skipped=False)
-            unseen.append(file.uri + MEMBER + quote(name))
-        failed = {name for name, _ in failures}
-        if failed:
-            reason = f"{len(failed)} of its files could not be unpacked"
+            unseen.append(members.uri_of(file, name))
+        if found.failures:
+            reason = f"{len(dict(found.failures))} of its files could not be unpacked"
             self._failed(file.path, "read", reason, skipped=False)
             self.archives.append(_unread(document, "failed", "read", reason))
         elif self.options.only_failed:  # others of its files may have changed, and are not looked at
             self.archives.append(_unread(document, "failed", "read", "the next run of its folder reads the rest of it"))
         else:
             self.archives.append(document.model_copy(update={"state": "done"}))
-        return [
-            File(
-                file.uri + MEMBER + quote(member.name),
-                member.place,
-                f"{file.path}/{member.name}",
-                member.size,
-                int(member.digest[:15], 16),
-                sidecars.get(member.name + SIDECAR, file.sidecar),
-            )
-            for member in expanded.members
-            if not member.name.endswith(SIDECAR) and member.name not in failed
-        ]
+        return found.files
 
     # rows
 
@@ -495,13 +469,6 @@ class IngestJob:
     def _ocr_note(self) -> list[str]:
         count = sum(skip.reason.startswith(OCR_MISSING) for skip in self.skips)
         return [f"{count} files: {OCR_MISSING}"] if count else []
-
-
-def _held_member(archive: File, uri: str, member: RowMapping) -> File:
-    """A member of an archive that was not opened."""
-    sidecar = None if member["sidecar"] is None else Labels.model_validate(member["sidecar"])
-    path = f"{archive.path}/{unquote(uri[len(archive.uri + MEMBER) :])}"
-    return File(uri, "", path, member["size"], member["stamp"], sidecar)
 
 
 def _only_failed(plan: sync.Plan) -> sync.Plan:

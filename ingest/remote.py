@@ -239,7 +239,7 @@ def _stamp(*parts: object) -> int:
 
 def _store(location: Location) -> tuple[Any, str]:
     """-> (the file system, its name of the bucket). Raises SettingsError, InvalidError."""
-    import fsspec  # type: ignore[import-untyped]
+    import fsspec
 
     scheme = "abfs" if location.scheme == "az" else location.scheme
     try:

@@ -14,6 +14,7 @@ from ingest.embed import Embedder, index_fingerprint
 from ingest.errors import ConflictError, InvalidError, NotFoundError
 from ingest.generations import Generation, Generations
 from ingest.index import Index
+from ingest.members import MARK
 from ingest.pipeline import Cancelled as JobCancelled
 from ingest.pipeline import IngestJob, Options, Source
 from ingest.reindex import ReindexJob
@@ -137,7 +138,7 @@ class Documents:
         A file of a folder stays where it is, and is kept out of later jobs. Raises NotFoundError.
         """
         document = self.catalog.document(document_id)
-        members = self.catalog.stamps(document.collection, [document.uri + "!/"])
+        members = self.catalog.stamps(document.collection, [document.uri + MARK])
         ids = [document_id, *(row["id"] for row in members.values())]
         self.catalog.remove(ids)  # first, so that a running job writes no more of them
         for name in self._indexes(document.collection):

@@ -318,7 +318,7 @@ def special_tar(compression: str = "") -> bytes:
     """A file, and members that are none: links, a device, a named pipe."""
     out = io.BytesIO()
     kinds = {"link.md": tarfile.SYMTYPE, "hard.md": tarfile.LNKTYPE, "disk": tarfile.BLKTYPE, "pipe": tarfile.FIFOTYPE}
-    with tarfile.open(fileobj=out, mode=f"w:{compression}") as opened:  # type: ignore[call-overload]
+    with tarfile.open(fileobj=out, mode=f"w:{compression}") as opened:
         good = tarfile.TarInfo("good.md")
         good.size = len(TEXT)
         opened.addfile(good, io.BytesIO(TEXT.encode()))

@@ -28,7 +28,7 @@ FILES = {"a.md": b"# A\n\nFirst.\n", "folder/b.txt": b"Second. " * 50_000, "fold
 
 def tar(files: dict[str, bytes], compression: str = "") -> bytes:
     out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode=f"w:{compression}") as opened:  # type: ignore[call-overload]
+    with tarfile.open(fileobj=out, mode=f"w:{compression}") as opened:
         for name, data in files.items():
             member = tarfile.TarInfo(name)
             member.size = len(data)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import broken_files
 import httpx
@@ -70,18 +70,17 @@ def listing(folder: Path) -> set[str]:
     return {os.path.join(place, name) for place, below, names in os.walk(folder) for name in below + names}
 
 
-class Peak:
-    """The most memory that a process has taken with its children, beyond what it had when it began. Bytes."""
+class Looking:
+    """Looks, in a thread, for as long as `watched` lasts."""
 
-    def __init__(self, process: psutil.Process) -> None:
-        self.process = process
-        self.bytes = 0
-        self.owner_bytes = 0
-        self._before = process.memory_info().rss
+    def __init__(self) -> None:
         self._ended = threading.Event()
 
+    def _run(self) -> None:
+        raise NotImplementedError
+
     @contextmanager
-    def watched(self) -> Iterator["Peak"]:
+    def watched(self) -> Iterator[Self]:
         thread = threading.Thread(target=self._run, daemon=True)
         thread.start()
         try:
@@ -89,6 +88,17 @@ class Peak:
         finally:
             self._ended.set()
             thread.join()
+
+
+class Peak(Looking):
+    """The most memory that a process has taken with its children, beyond what it had when it began. Bytes."""
+
+    def __init__(self, process: psutil.Process) -> None:
+        self.process = process
+        self.bytes = 0
+        self.owner_bytes = 0
+        self._before = process.memory_info().rss
+        super().__init__()
 
     def _run(self) -> None:
         while not self._ended.wait(0.05):
@@ -199,24 +209,14 @@ def test_nothing_outside_the_folder_was_read_or_written(through: Through) -> Non
     assert not any(Path(place, "evil.md").exists() for place in ("/etc", "/tmp", "/"))
 
 
-class Asked:
+class Asked(Looking):
     """Asks the service ten times a second. `slowest`: seconds; `wrong`: answers of another status than 200."""
 
     def __init__(self, service: Service, path: str) -> None:
         self.service, self.path = service, path
         self.times: list[float] = []
         self.wrong: list[Any] = []
-        self._ended = threading.Event()
-
-    @contextmanager
-    def watched(self) -> Iterator["Asked"]:
-        thread = threading.Thread(target=self._run, daemon=True)
-        thread.start()
-        try:
-            yield self
-        finally:
-            self._ended.set()
-            thread.join()
+        super().__init__()
 
     def _run(self) -> None:
         with httpx.Client(base_url=self.service.url, timeout=30, trust_env=False) as http:
