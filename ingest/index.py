@@ -79,6 +79,19 @@ class Index(Protocol):
     def close(self) -> None: ...
 
 
+def indexes_of(index: Index, collection: str) -> list[str]:
+    """Names of all indexes of a collection: the live one, those kept and those being built."""
+    return [name for name in index.names() if name.rpartition(".")[0] == collection]
+
+
+def delete_documents(index: Index, collection: str, documents: Sequence[str]) -> None:
+    """Their chunks, from every index of the collection."""
+    for name in indexes_of(index, collection) if documents else []:
+        for document in documents:
+            index.delete(name, sorted(index.ids(name, document)))
+        index.flush(name)
+
+
 @lru_cache(maxsize=1)
 def _bm25() -> Bm25:
     """Words of any language: runs of Chinese are segmented, English words stemmed."""

@@ -21,7 +21,7 @@ from ingest import members, sync
 from ingest.archive import Expanded, is_archive
 from ingest.catalog import Catalog, Collection, Document, State, now
 from ingest.errors import GraftError, InvalidError
-from ingest.index import folders
+from ingest.index import delete_documents, folders
 from ingest.language import name_of, unread
 from ingest.parse_ocr import OCR_MISSING, ocr_languages_installed
 from ingest.progress import Meter
@@ -240,14 +240,7 @@ class IngestJob:
         self._drop(self.catalog.finish(rows))
 
     def _drop(self, ids: Sequence[str]) -> None:
-        """Chunks of documents that were deleted by their ids, from every index of the collection."""
-        for name in self._indexes() if ids else []:
-            for identity in ids:
-                self.index.delete(name, sorted(self.index.ids(name, identity)))
-            self.index.flush(name)
-
-    def _indexes(self) -> list[str]:
-        return [name for name in self.index.names() if name.rpartition(".")[0] == self.collection.name]
+        delete_documents(self.index, self.collection.name, ids)
 
     def _failed(self, path: str, stage: str, reason: str, skipped: bool) -> None:
         self.files["skipped" if skipped else "failed"] += 1

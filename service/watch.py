@@ -66,8 +66,8 @@ def _changes(folder: Path, seconds: float) -> Iterator[set[tuple[Change, str]] |
                 step=QUIET_MS,
                 rust_timeout=int(seconds * 1000),
                 yield_on_timeout=True,
-                raise_interrupt=False,
             )
+        except KeyboardInterrupt:
             return
         except (RuntimeError, FileNotFoundError):  # a name that is not UTF-8; a folder that is away
             time.sleep(seconds)

@@ -13,10 +13,9 @@ from ingest.catalog import Catalog, Collection, index_name, now
 from ingest.embed import Embedder, index_fingerprint
 from ingest.errors import ConflictError, InvalidError, NotFoundError
 from ingest.generations import Generation, Generations
-from ingest.index import Index
+from ingest.index import Index, delete_documents, indexes_of
 from ingest.members import MARK
-from ingest.pipeline import Cancelled as JobCancelled
-from ingest.pipeline import IngestJob, Options, Source
+from ingest.pipeline import Cancelled, IngestJob, Options, Source
 from ingest.reindex import ReindexJob
 from ingest.schemas import ChunkCounts, Chunking, FileCounts, Progress, Report, Retrieval
 from ingest.settings import IngestSettings
@@ -31,7 +30,7 @@ from service.settings import ServiceSettings
 
 DEFAULT = "default"
 SAMPLES = 50  # questions that a new index is compared on
-Cancelled = Callable[[], bool]
+Stop = Callable[[], bool]  # whether the job is asked to
 Tell = Callable[[Progress], None]
 
 
@@ -85,8 +84,8 @@ class Documents:
         )
         self.catalog.put_collection(collection)
         if held is None:
-            for name_of in self._indexes(name):  # of an earlier collection of this name, whose deletion was cut off
-                self.index.drop(name_of)
+            for left in indexes_of(self.index, name):  # by an earlier one of this name, whose deletion was cut off
+                self.index.drop(left)
         elif held.fingerprint != collection.fingerprint:
             self.index.drop(held.index)
         return collection
@@ -94,7 +93,7 @@ class Documents:
     def delete_collection(self, name: str) -> None:
         """Raises NotFoundError."""
         self.catalog.collection(name)
-        for index in self._indexes(name):
+        for index in indexes_of(self.index, name):
             self.index.drop(index)
         self.generations.forget(name)
         self.catalog.delete_collection(name)
@@ -141,25 +140,19 @@ class Documents:
         members = self.catalog.stamps(document.collection, [document.uri + MARK])
         ids = [document_id, *(row["id"] for row in members.values())]
         self.catalog.remove(ids)  # first, so that a running job writes no more of them
-        for name in self._indexes(document.collection):
-            for identity in ids:
-                self.index.delete(name, sorted(self.index.ids(name, identity)))
-            self.index.flush(name)
+        delete_documents(self.index, document.collection, ids)
         uploads = self.uploads(document.collection)
         uploaded = uploads / document.path
         if document.uri == Folder(uploaded, uploads).uris()[0]:
             for path in (uploaded, Path(f"{uploaded}{SIDECAR}")):
                 path.unlink(missing_ok=True)
 
-    def _indexes(self, collection: str) -> list[str]:
-        return [name for name in self.index.names() if name.rpartition(".")[0] == collection]
-
     # jobs
 
     def kinds(self) -> dict[JobKind, Work]:
         return {"ingest": self.run_ingest, "reindex": self.run_reindex, "dump": self.run_dump, "load": self.run_load}
 
-    def run_ingest(self, payload: IngestPayload, cancelled: Cancelled, tell: Tell) -> Report:
+    def run_ingest(self, payload: IngestPayload, cancelled: Stop, tell: Tell) -> Report:
         collection = self.ensure_collection(payload.collection)
         embedder = self.retriever.embedder(collection.embedder)
         if index_fingerprint(embedder, collection.chunking) != collection.fingerprint:
@@ -187,7 +180,7 @@ class Documents:
             report_progress=tell,
         ).run()
 
-    def run_reindex(self, payload: ReindexPayload, cancelled: Cancelled, tell: Tell) -> Report:
+    def run_reindex(self, payload: ReindexPayload, cancelled: Stop, tell: Tell) -> Report:
         collection = self.catalog.collection(payload.collection)
         live = self.retriever.embedder(collection.embedder)
         embedder = self.retriever.embedder(payload.embedder or collection.embedder)
@@ -208,7 +201,7 @@ class Documents:
             report_progress=tell,
         ).run()
 
-    def run_dump(self, payload: DumpPayload, cancelled: Cancelled, tell: Tell) -> Report:
+    def run_dump(self, payload: DumpPayload, cancelled: Stop, tell: Tell) -> Report:
         from ingest import shards, stores
 
         collection = self.catalog.collection(payload.collection)
@@ -224,7 +217,7 @@ class Documents:
         note = f"{pushed.chunks} chunks in {payload.target}{left}"
         return _moved(dumped.documents, pushed.chunks, dumped.seconds + pushed.seconds, note)
 
-    def run_load(self, payload: LoadPayload, cancelled: Cancelled, tell: Tell) -> Report:
+    def run_load(self, payload: LoadPayload, cancelled: Stop, tell: Tell) -> Report:
         """A collection that is not there yet is made as the dumped one was."""
         from ingest import parquet, shards, stores
 
@@ -245,13 +238,13 @@ class Documents:
         note += f"; {foreign} chunks were written by another program" if foreign else ""
         return _moved(done.documents, done.chunks, done.seconds, note)
 
-    def _in_time(self, cancelled: Cancelled) -> Cancelled:
-        """Raises `ingest.pipeline.Cancelled` once the job's time is over."""
+    def _in_time(self, cancelled: Stop) -> Stop:
+        """Raises Cancelled once the job's time is over."""
         deadline = time.monotonic() + self.ingest.job_seconds
 
         def stop() -> bool:
             if time.monotonic() > deadline:
-                raise JobCancelled(expired=True)
+                raise Cancelled(expired=True)
             return cancelled()
 
         return stop
@@ -279,7 +272,7 @@ class Documents:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
-    def _source(self, payload: IngestPayload, cancelled: Cancelled) -> Source:
+    def _source(self, payload: IngestPayload, cancelled: Stop) -> Source:
         if payload.reader is not None:
             reader.allowed(payload.reader.name, self.settings.ingest_readers)
             folder = self.ingest.scratch / uuid.uuid4().hex
