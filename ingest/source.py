@@ -38,7 +38,6 @@ class Reader(NamedTuple):
         return [reader.uri_of(self.spec)]
 
     def walk(self, tick: Callable[[], None]) -> Walk:
-        self.root.mkdir(parents=True)
         return reader.spool(self.spec, self.root, cancelled=self.cancelled, seconds=self.seconds)
 
     def is_empty(self) -> bool:

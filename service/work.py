@@ -167,18 +167,19 @@ class Documents:
             payload.only_failed,
             self.settings.ingest_urls,
         )
-        return IngestJob(
-            self.catalog,
-            self._target(collection.index, embedder),
-            self.ingest,
-            collection,
-            self._source(payload, cancelled),
-            options,
-            runtime=embedder.runtime,
-            reads=embedder.languages,
-            cancelled=cancelled,
-            report_progress=tell,
-        ).run()
+        with self._scratch() as spool:
+            return IngestJob(
+                self.catalog,
+                self._target(collection.index, embedder),
+                self.ingest,
+                collection,
+                self._source(payload, spool, cancelled),
+                options,
+                runtime=embedder.runtime,
+                reads=embedder.languages,
+                cancelled=cancelled,
+                report_progress=tell,
+            ).run()
 
     def run_reindex(self, payload: ReindexPayload, cancelled: Stop, tell: Tell) -> Report:
         collection = self.catalog.collection(payload.collection)
@@ -272,11 +273,10 @@ class Documents:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
-    def _source(self, payload: IngestPayload, cancelled: Stop) -> Source:
+    def _source(self, payload: IngestPayload, spool: Path, cancelled: Stop) -> Source:
         if payload.reader is not None:
             reader.allowed(payload.reader.name, self.settings.ingest_readers)
-            folder = self.ingest.scratch / uuid.uuid4().hex
-            return Reader(payload.reader, folder, cancelled, self.ingest.job_seconds)
+            return Reader(payload.reader, spool, cancelled, self.ingest.job_seconds)
         if remote.is_remote(payload.target):
             return Remote(payload.target, self.settings.ingest_urls)
         return Folder(Path(payload.target), Path(payload.root), tuple(map(Path, payload.only)))

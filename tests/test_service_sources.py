@@ -95,6 +95,9 @@ def test_documents_of_a_listed_reader_come_in_under_their_ids(reaching: Service)
     (document,) = reaching.http.get("/documents", params={"collection": "read"}).json()
     assert document["metadata"]["source"] == "faq"
     assert ingest(reaching, reader=reader, collection="read")["report"]["files"]["unchanged"] == 1
+    assert not list(
+        (reaching.home / "scratch").rglob("*")
+    )  # what it gave lies nowhere but in the catalog and the index
 
 
 def test_a_reader_that_is_not_listed_is_not_run(reaching: Service) -> None:
