@@ -322,7 +322,7 @@ class IngestJob:
             self._failed(f"{file.path}/{name}", "read", reason, skipped=True)
         for name, reason in found.failures:
             self._failed(f"{file.path}/{name}", "read", reason, skipped=False)
-            unseen.append(members.uri_of(file, name))
+            unseen += [members.uri_of(file, name), members.uri_of(file, name) + "/"]  # a file, or an archive in it
         if found.failures:
             reason = f"{len(dict(found.failures))} of its files could not be unpacked"
             self._failed(file.path, "read", reason, skipped=False)

@@ -41,7 +41,9 @@ class File(NamedTuple):
 
 
 class Walk(NamedTuple):
-    """`unseen`: URIs at or below which nothing could be seen, so that nothing there counts as gone."""
+    """`unseen`: URIs of files that could not be taken in, and of folders ("/" at the end) that could not be listed: no part
+    of that file, and nothing in that folder, counts as gone.
+    """
 
     files: list[File]
     skips: list[Skip]
@@ -132,7 +134,7 @@ def walk(target: Path, root: Path, tick: Callable[[], None] = lambda: None) -> W
             if folder == str(target):
                 raise
             found.failures.append(Failure(path=_shown(folder, prefix), stage="read", reason=_said(error)))
-            found.unseen.append(uri_of(folder))
+            found.unseen.append(uri_of(folder) + "/")
             continue
         sidecars = {entry.name: entry.path for entry in entries if entry.name.endswith(SIDECAR)}
         names = {entry.name for entry in entries} if sidecars else set()
@@ -169,7 +171,7 @@ def _sort_in(
             found.skips.append(Skip(path=_shown(entry.path, prefix), reason="not a regular file"))
     except OSError as error:
         found.failures.append(Failure(path=_shown(entry.path, prefix), stage="read", reason=_said(error)))
-        found.unseen.append(uri_of(entry.path))
+        found.unseen += [uri_of(entry.path), uri_of(entry.path) + "/"]
 
 
 def _add(found: Walk, place: str, prefix: int, status: os.stat_result, sidecar: str | None) -> None:
@@ -197,6 +199,11 @@ def read_sidecar(place: str, root: str, name: str) -> Labels:
     return labels if labels.acl is None else labels.model_copy(update={"acl": tuple(sorted(labels.acl))})
 
 
+def _is_hidden(uri: str, unseen: str) -> bool:
+    """A file hides its own parts alone: a folder that was at its place is gone."""
+    return is_below(uri, unseen) and (unseen.endswith("/") or not uri.startswith(unseen + "/"))
+
+
 def compare(
     files: Sequence[File],
     stamps: Mapping[str, RowMapping],
@@ -210,7 +217,7 @@ def compare(
     present = {file.uri for file in files}
     gone = {uri: row for uri, row in stamps.items() if uri not in present}
     if unseen:
-        gone = {uri: row for uri, row in gone.items() if not any(is_below(uri, one) for one in unseen)}
+        gone = {uri: row for uri, row in gone.items() if not any(_is_hidden(uri, one) for one in unseen)}
     by_size: dict[int, list[RowMapping]] = {}
     for lost in gone.values():
         if lost["state"] == "done":

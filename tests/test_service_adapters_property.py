@@ -52,7 +52,7 @@ class Registered(RuleBasedStateMachine):
             llm_url=self.engine.url, llm_model_folder=self.models / BUNDLED, adapter_roots=(self.root,)
         )
         self.serving = AdapterServing(registry, Generator(self.engine.url, None, 10), given, Metrics())
-        assert self.run(self.serving._try())
+        assert self.run(self.serving._try()), self.serving.detail
         assert self.serving.state == "ok", self.serving.detail
 
     def run(self, work: Coroutine[Any, Any, Any]) -> Any:
