@@ -171,7 +171,7 @@ def _sort_in(
             found.skips.append(Skip(path=_shown(entry.path, prefix), reason="not a regular file"))
     except OSError as error:
         found.failures.append(Failure(path=_shown(entry.path, prefix), stage="read", reason=_said(error)))
-        found.unseen += [uri_of(entry.path), uri_of(entry.path) + "/"]
+        found.unseen.extend([uri_of(entry.path), uri_of(entry.path) + "/"])
 
 
 def _add(found: Walk, place: str, prefix: int, status: os.stat_result, sidecar: str | None) -> None:

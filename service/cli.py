@@ -1,6 +1,7 @@
 """The `graft` command. Everything but `up` and `doctor` goes through the typed client (`cli_options.connected`)."""
 
 import sys
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,6 +33,8 @@ app.add_typer(cli_adapters.app, name="adapters")
 
 def main() -> None:
     """Errors of ours are one line and exit status 1; no stack trace reaches the user."""
+    for command in entry_points(group="graft.commands"):  # of the packages above this one
+        app.add_typer(command.load(), name=command.name)
     try:
         app()
     except GraftError as error:

@@ -1,0 +1,15 @@
+"""`graft eval`: mounted into the command by its entry point."""
+
+import typer
+
+from eval import cli_answers, cli_retrieval, cli_search
+
+app = typer.Typer(no_args_is_help=True, help="Measures retrieval and answers.")
+app.command()(cli_retrieval.retrieval)
+app.command()(cli_retrieval.compare)
+app.command()(cli_answers.answers)
+app.command()(cli_answers.report)
+app.command()(cli_search.sweep)
+app.command()(cli_search.probe)
+app.command()(cli_search.calibrate)
+app.command()(cli_search.weights)

@@ -1,0 +1,9 @@
+"""To be written."""
+
+
+def retrieval() -> None:
+    raise NotImplementedError
+
+
+def compare() -> None:
+    raise NotImplementedError
