@@ -5,7 +5,7 @@ DATA ?=
 SCRATCH ?=
 export PYTHON ASK
 
-.PHONY: run test check bench lock clean machine service dev train engine models lint
+.PHONY: run test check bench bench-quality lock clean machine service dev train engine models lint
 .NOTPARALLEL:
 
 run: machine service engine models
@@ -25,6 +25,11 @@ lint:
 
 bench: machine service dev engine models
 	.venv/bin/python -m benchmarks $(if $(DATA),--data "$(DATA)") $(if $(SCRATCH),--scratch "$(SCRATCH)")
+
+# What retrieval and answers are worth; needs DATA.
+bench-quality: machine service dev engine models
+	.venv/bin/python -m benchmarks retrieval_quality retrieval_vs_llamaindex retrieve_stages languages conversations \
+		injection blame_agreement answer_quality $(if $(DATA),--data "$(DATA)") $(if $(SCRATCH),--scratch "$(SCRATCH)")
 
 machine:
 	@$(PYTHON) -I service/machine.py

@@ -17,6 +17,9 @@ from benchmarks import (
     adapter_limits,
     adapter_swap,
     adapter_tokens,
+    answer_quality,
+    blame_agreement,
+    conversations,
     embedder_quality,
     example_answers,
     first_search,
@@ -24,9 +27,14 @@ from benchmarks import (
     ingest_memory,
     ingest_speed,
     ingest_vs_llamaindex,
+    injection,
+    languages,
     parse_pages,
     query_overhead,
+    retrieval_quality,
+    retrieval_vs_llamaindex,
     retrieve_scale,
+    retrieve_stages,
     sync_unchanged,
 )
 from benchmarks.report import Options, Row, machine, say, skipped, table
@@ -40,9 +48,17 @@ BENCHMARKS: dict[str, Callable[[Options], list[Row]]] = {
     "index_dump": index_dump.run,
     "ingest_vs_llamaindex": ingest_vs_llamaindex.run,
     "retrieve_scale": retrieve_scale.run,
+    "retrieve_stages": retrieve_stages.run,
+    "retrieval_quality": retrieval_quality.run,
+    "retrieval_vs_llamaindex": retrieval_vs_llamaindex.run,
     "query_overhead": query_overhead.run,
     "embedder_quality": embedder_quality.run,
+    "languages": languages.run,
+    "conversations": conversations.run,
     "example_answers": example_answers.run,
+    "injection": injection.run,
+    "answer_quality": answer_quality.run,
+    "blame_agreement": blame_agreement.run,
     "adapter_tokens": adapter_tokens.run,
     "adapter_swap": adapter_swap.run,
     "adapter_limits": adapter_limits.run,
@@ -52,7 +68,7 @@ BENCHMARKS: dict[str, Callable[[Options], list[Row]]] = {
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measures graft on this machine.")
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHMARKS)}; all when left out")
-    parser.add_argument("--data", type=Path, help="a folder with scifact_train/, covid_qa/ and doc_samples/")
+    parser.add_argument("--data", type=Path, help="a folder with the data sets that benchmarks/README.md lists")
     parser.add_argument("--scratch", type=Path, help="where vectors and indexes are kept for the next run")
     parser.add_argument("--quick", action="store_true", help="a few seconds each: shows that it runs, measures nothing")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows here")

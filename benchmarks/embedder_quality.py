@@ -46,15 +46,15 @@ def run(options: Options) -> list[Row]:
     asked = corpus.questions(scifact)
     held = {one.id for one in documents}
     asked = corpus.Questions(asked.texts, {key: ids for key, ids in asked.judged.items() if ids <= held})
-    speeds = _speeds(embedders, documents, options)
+    rates = speeds(embedders, documents, options)
     made: dict[str, Vectors] = {}
     rows: list[Row] = []
     for label, embedder in embedders:
-        fastest = max(speeds[other] for other, same in embedders if same.fingerprint == embedder.fingerprint)
-        rows.append(shown(f"speed, {label}", speeds[label], "chunks/s", "in turn with the others"))
-        if speeds[label] < SLOW * fastest:
+        fastest = max(rates[other] for other, same in embedders if same.fingerprint == embedder.fingerprint)
+        rows.append(shown(f"speed, {label}", rates[label], "chunks/s", "in turn with the others"))
+        if rates[label] < SLOW * fastest:
             rows.append(
-                skipped(f"nDCG@10, {label}", f"{fastest / speeds[label]:.1f} times slower, so it is never chosen here")
+                skipped(f"nDCG@10, {label}", f"{fastest / rates[label]:.1f} times slower, so it is never chosen here")
             )
             continue
         counter = load_counter(embedder.name, configured)
@@ -104,7 +104,7 @@ def ndcg(ranked: Sequence[str], relevant: frozenset[str], depth: int = 10) -> fl
     return gained / sum(1 / math.log2(place + 2) for place in range(min(depth, len(relevant))))
 
 
-def _speeds(
+def speeds(
     embedders: Sequence[tuple[str, Embedder]], documents: Sequence[corpus.Abstract], options: Options
 ) -> dict[str, float]:
     """-> chunks/s, medians of turns; each with the first of its own chunks."""

@@ -69,9 +69,12 @@ def run(options: Options) -> list[Row]:
         work = Path(folder)
         papers = work / "papers"
         corpus.write_papers(papers, corpus.papers(covid))
-        with serving(_home(work / "empty", options), [papers]) as service:
+        with serving(home_of(work / "empty", options), [papers]) as service:
             rows = _memory_rows("without a document", service)
-        with serving(_home(work / "scale", options, prepared.home), [papers]) as service, Client(service.url) as client:
+        with (
+            serving(home_of(work / "scale", options, prepared.home), [papers]) as service,
+            Client(service.url) as client,
+        ):
             rows += _recall(client, embedder, prepared, asked[: size.asked])
             rows += _load(service, client, papers, asked, size)
             rows += _memory_rows(f"at {len(prepared.ids):,} chunks, after this load", service)
@@ -153,7 +156,7 @@ def _point(n: int, document: str, identity: str, text: str, vector: Any, made_by
     return Point(identity, vector, sparse_document(text), payload)
 
 
-def _home(home: Path, options: Options, filled: Path | None = None) -> Path:
+def home_of(home: Path, options: Options, filled: Path | None = None) -> Path:
     """A home of its own, which knows what the probe of the runtimes found, if it was needed."""
     if filled:
         shutil.copytree(filled, home, ignore=shutil.ignore_patterns("ready"))

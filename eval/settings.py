@@ -12,4 +12,4 @@ class EvalSettings(BaseSettings):
     judge_url: str | None = None  # as https://host/v1
     judge_model: str | None = None
     judge_api_key: SecretStr | None = None
-    judge_seconds: float = Field(120, gt=0)  # for one judgement
+    judge_seconds: float = Field(default=120, gt=0)  # for one judgement

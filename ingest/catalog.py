@@ -5,6 +5,8 @@ until after its last old one is gone, so that a killed job is seen and finished 
 collection has had (its generations) are in `ingest.generations`.
 """
 
+import json
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -21,6 +23,7 @@ from sqlalchemy import (
     RowMapping,
     String,
     Table,
+    cast,
     delete,
     func,
     insert,
@@ -268,6 +271,16 @@ class Catalog:
             ).all()
         counts: dict[str, int] = {state: number for state, number, _ in by_state}
         return counts | {"chunks": sum(chunks or 0 for _, _, chunks in by_state)}
+
+    def languages(self, collection: str) -> dict[str, int]:
+        """-> chunks by language."""
+        said = cast(documents.c.languages, String)  # few documents differ in it, so the database does most of the work
+        query = select(said, func.count()).where(documents.c.collection == collection, documents.c.state == "done")
+        counts: Counter[str] = Counter()
+        with self.engine.connect() as connection:
+            for languages, number in connection.execute(query.group_by(said)):
+                counts.update({language: number * chunks for language, chunks in json.loads(languages).items()})
+        return dict(counts)
 
     def put(self, rows: Iterable[Document], restore: bool = False) -> set[str]:
         """Inserts or replaces documents, in one transaction. -> ids of those written: without `restore`, what was removed

@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
 
 from ingest.chunk_code import by_code
+from ingest.chunk_header import Headers
 from ingest.chunk_outline import Headings, Pages
-from ingest.chunk_piece import Budget, Piece, halved, trimmed
+from ingest.chunk_piece import Budget, Piece, halved, load_nltk, trimmed
 from ingest.chunk_semantic import by_meaning
 from ingest.chunk_table import by_table
 from ingest.chunk_text import by_heading, by_hierarchy, by_page, by_sentence, by_token
@@ -25,14 +26,26 @@ Embed = Callable[[Sequence[str]], Vectors]
 
 
 def split(
-    document_id: str, parsed: ParsedText, chunking: Chunking, count: TokenCounter, embed: Embed | None = None
+    document_id: str,
+    parsed: ParsedText,
+    chunking: Chunking,
+    count: TokenCounter,
+    embed: Embed | None = None,
+    *,
+    path: str = "",
 ) -> list[Chunk]:
     """No chunk's context and text are over `chunking.tokens`, nor over `count.max_tokens`, the embedder's limit less its
-    special tokens. `embed` is needed by the strategy `semantic`, which raises SettingsError without it.
+    special tokens. `embed` is needed by the strategy `semantic`, which raises SettingsError without it. `path`: of the
+    document, for `chunking.headers`.
     """
-    budget = Budget(min(chunking.tokens, count.max_tokens), chunking.overlap, count.ids)
-    found = _checked(parsed.text, _pieces(parsed, chunking, budget, embed))
-    pieces = [part for piece in found for part in _within(parsed.text, piece, budget)]
+    load_nltk()
+    budget = inner = Budget(min(chunking.tokens, count.max_tokens), chunking.overlap, count.ids)
+    headers = Headers(parsed, path, budget) if chunking.headers else None
+    if headers:
+        inner = Budget(budget.limit - headers.reserved, chunking.overlap, count.ids)
+    found = _checked(parsed.text, _pieces(parsed, chunking, inner, embed))
+    headed = map(headers.over, found) if headers else found
+    pieces = [part for piece in headed for part in _within(parsed.text, piece, budget)]
     pages, headings = Pages(parsed.pages), Headings(parsed)
     starts = _overlapped(parsed.text, pieces, budget) if chunking.overlap else [piece.start for piece in pieces]
     seen: Counter[str] = Counter()

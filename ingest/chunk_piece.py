@@ -4,7 +4,9 @@ Knows nothing of documents, ids or strategies.
 """
 
 import bisect
+import importlib
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache, lru_cache
 from itertools import pairwise
@@ -17,6 +19,20 @@ from ingest.schemas import Span
 
 STRETCH = 100_000  # code points that a splitter gets at once
 SHORT = 40  # code points of a text whose count is remembered: a word or a character, which come again and again
+
+
+@cache
+def load_nltk() -> None:
+    """NLTK, by which splitters find sentences, takes SciPy and scikit-learn along where they are installed: a second and
+    400 MB of each parser for parts of it that are not used here. So it is loaded while there are none to be found.
+    """
+    hidden = [name for name in ("scipy", "sklearn") if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]  # None makes an import an ImportError
+    try:
+        importlib.import_module("nltk")
+    finally:
+        for name in hidden:
+            del sys.modules[name]
 
 
 class Piece(NamedTuple):

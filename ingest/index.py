@@ -4,7 +4,10 @@ Two engines answer this protocol: Qdrant in the process (`index_edge`) and a Qdr
 its chunk's id; its vectors are `dense` (cosine) and `bm25` (sparse, weighted by IDF in the engine).
 """
 
+import re
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
@@ -16,7 +19,12 @@ from ingest.schemas import Chunk, Hit, Retrieval, SparseVector
 
 DENSE, SPARSE = "dense", "bm25"
 KEYWORD_FIELDS = ("document_id", "folders", "language", "acl")
+PLACE = ["document_id", "ordinal", "start", "end", "text"]  # of a payload: where a chunk stands
+OVERSAMPLING = 2.0  # quantised candidates that are scored with the real vectors, for each one asked for
 AVERAGE_TOKENS = 150  # words of a default chunk; BM25 normalises lengths by it
+_DIGIT = re.compile(r"\d")
+_NUMBERED = re.compile(r"(?:[a-z]+[-./_])?[a-z]*\d[a-z\d]*(?:[-.,/:_][a-z\d]+)*")
+_JOINT = re.compile(r"[-.,/:_]")
 
 
 class Point(NamedTuple):
@@ -56,10 +64,26 @@ class Index(Protocol):
     def ids(self, name: str, document_id: str) -> set[str]: ...
 
     def search(
-        self, name: str, dense: NDArray[np.float32] | None, sparse: SparseVector | None, where: Filter, limit: int
-    ) -> Candidates: ...
+        self,
+        name: str,
+        dense: NDArray[np.float32] | None,
+        sparse: SparseVector | None,
+        where: Filter,
+        limit: int,
+        quantized: bool = True,
+    ) -> Candidates:
+        """`quantized`: the dense side reads quantised vectors, and scores the best of them with the real ones."""
+        ...
 
     def payloads(self, name: str, ids: Sequence[str]) -> dict[str, dict[str, Any]]: ...
+
+    def vectors(self, name: str, ids: Sequence[str]) -> dict[str, NDArray[np.float32]]:
+        """The dense ones, by id."""
+        ...
+
+    def at(self, name: str, places: Mapping[str, AbstractSet[int]]) -> list[dict[str, Any]]:
+        """-> document_id, ordinal, start, end and text of the chunks at these ordinals of these documents, in any order."""
+        ...
 
     def scan(self, name: str, offset: str | None, limit: int) -> tuple[list[Point], str | None]:
         """-> up to `limit` points by id, from the id `offset` (None: the first), and the offset of the next (None: no more).
@@ -108,14 +132,40 @@ def _bm25() -> Bm25:
     )
 
 
+@lru_cache(maxsize=1)
+def _bm25_of_numbers() -> Bm25:
+    """Of words with digits, which the other one drops: years, part numbers, error codes. Their number says nothing of a
+    chunk's length.
+    """
+    return Bm25(Bm25Config(k=0.9, b=0.0, avg_len=AVERAGE_TOKENS, tokenizer=TokenizerType.Whitespace))
+
+
 def sparse_document(text: str) -> SparseVector:
-    vector = _bm25().embed_document(text)
-    return SparseVector(indices=vector.indices, values=vector.values)
+    return _joined(_bm25().embed_document(text), _bm25_of_numbers().embed_document(_numbers(text)))
 
 
 def sparse_query(text: str) -> SparseVector:
-    vector = _bm25().embed_query(text)
-    return SparseVector(indices=vector.indices, values=vector.values)
+    return _joined(_bm25().embed_query(text), _bm25_of_numbers().embed_query(_numbers(text)))
+
+
+def _numbers(text: str) -> str:
+    """-> its words with digits: the parts, and the whole without what joins them ("KX-7124": kx7124, 7124)."""
+    if not _DIGIT.search(text):
+        return ""
+    found: list[str] = []
+    for word in _NUMBERED.findall(unicodedata.normalize("NFKC", text).lower()):
+        parts = _JOINT.split(word)
+        found += [part for part in parts if _DIGIT.search(part)]
+        found += ["".join(parts)] if len(parts) > 1 else []
+    return " ".join(found)
+
+
+def _joined(words: Any, numbers: Any) -> SparseVector:
+    values = dict(zip(words.indices, words.values, strict=True))
+    for index, value in zip(numbers.indices, numbers.values, strict=True):
+        values[index] = max(value, values.get(index, 0.0))
+    ordered = sorted(values)  # as indexes give them back
+    return SparseVector(indices=ordered, values=[values[index] for index in ordered])
 
 
 def folders(path: str) -> list[str]:
@@ -140,21 +190,80 @@ def chunk_payload(
     }
 
 
-def fuse(candidates: Candidates, dense_weight: float) -> list[tuple[str, float]]:
-    """-> (id, score 0 to 1), best first: scores of each side scaled to 0..1 over its candidates, then weighted.
+def fuse(
+    candidates: Candidates, dense_weight: float, rrf_k: int | None = None, peers: Sequence[tuple[str, float]] = ()
+) -> list[tuple[str, float]]:
+    """-> (id, score 0 to 1), best first: each side's values in 0..1, weighted and added.
 
-    A point that one side does not name scores 0 there. Ties fall to the id, so an answer is reproducible.
+    The values are its scores scaled over its candidates or, with `rrf_k`, reciprocal ranks (Cormack et al., 2009) in which
+    the first has 1. `peers`: the dense candidates, best first, among which this dense side is valued; its own where there
+    are none. A point that one side does not name scores 0 there. Ties fall to the id, so an answer is reproducible.
     """
-    weights = ((candidates.dense, dense_weight), (candidates.sparse, 1 - dense_weight))
+    sides = (
+        (candidates.dense, peers or candidates.dense, dense_weight),
+        (candidates.sparse, candidates.sparse, 1 - dense_weight),
+    )
     fused: dict[str, float] = {}
-    for side, weight in weights:
+    for side, among, weight in sides:
         if not side or weight == 0:
             continue
-        low, high = side[-1][1], side[0][1]
-        for point, score in side:
-            scaled = (score - low) / (high - low) if high > low else 1.0
-            fused[point] = fused.get(point, 0.0) + weight * scaled
+        values = _scaled(among) if rrf_k is None else _reciprocal(among, rrf_k)
+        for point, _ in side:
+            fused[point] = fused.get(point, 0.0) + weight * values[point]
     return sorted(fused.items(), key=lambda one: (-one[1], one[0]))
+
+
+def _scaled(side: Sequence[tuple[str, float]]) -> dict[str, float]:
+    low, high = side[-1][1], side[0][1]
+    return {point: (score - low) / (high - low) if high > low else 1.0 for point, score in side}
+
+
+def _reciprocal(side: Sequence[tuple[str, float]], k: int) -> dict[str, float]:
+    """Equal scores share a rank: their order is the engine's, and means nothing."""
+    values: dict[str, float] = {}
+    rank, last = 0, None
+    for place, (point, score) in enumerate(side, 1):
+        rank, last = (rank, last) if score == last else (place, score)
+        values[point] = (k + 1) / (k + rank)
+    return values
+
+
+def candidates(
+    index: Index,
+    name: str,
+    dense: NDArray[np.float32] | None,
+    question: str,
+    where: Filter,
+    retrieval: Retrieval,
+    limit: int,
+) -> Candidates:
+    """Both sides in one batch, at least `limit` of each; a side without weight is not asked. `dense` None: BM25 alone."""
+    dense = dense if retrieval.dense_weight > 0 else None
+    sparse = sparse_query(question) if dense is None or retrieval.dense_weight < 1 else None
+    return index.search(name, dense, sparse, where, max(retrieval.candidates, limit), retrieval.quantized)
+
+
+def ranked(
+    found: Candidates, retrieval: Retrieval, is_dense: bool, peers: Sequence[tuple[str, float]] = ()
+) -> list[tuple[str, float]]:
+    """As `fuse`, by a collection's settings. `is_dense`: the dense side was asked."""
+    weight = retrieval.dense_weight if is_dense else 0.0
+    return fuse(found, weight, retrieval.rrf_k if retrieval.fusion == "rrf" else None, peers)
+
+
+def fetch(index: Index, name: str, best: Sequence[tuple[str, float]], found: Candidates) -> list[Hit]:
+    """The points of `best` (id, score) with their payloads."""
+    by_dense, by_sparse = dict(found.dense), dict(found.sparse)
+    payloads = index.payloads(name, [point for point, _ in best])
+    hits = []
+    for point, score in best:
+        payload = payloads.get(point)
+        if payload is None:  # deleted since the search
+            continue
+        kept = {key: value for key, value in payload.items() if key not in {"folders", "acl"}}
+        scores = {"dense_score": by_dense.get(point), "sparse_score": by_sparse.get(point), "score": score}
+        hits.append(Hit.model_validate({"chunk_id": point, **kept, **scores}))
+    return hits
 
 
 def search(
@@ -166,17 +275,6 @@ def search(
     retrieval: Retrieval,
     limit: int,
 ) -> list[Hit]:
-    """The hybrid search: both sides in one batch, fused, the payloads of the best fetched. `dense` None: BM25 alone."""
-    candidates = index.search(name, dense, sparse_query(question), where, max(retrieval.candidates, limit))
-    ranked = fuse(candidates, retrieval.dense_weight if dense is not None else 0.0)[:limit]
-    by_dense, by_sparse = dict(candidates.dense), dict(candidates.sparse)
-    payloads = index.payloads(name, [point for point, _ in ranked])
-    hits = []
-    for point, score in ranked:
-        payload = payloads.get(point)
-        if payload is None:  # deleted since the search
-            continue
-        kept = {key: value for key, value in payload.items() if key not in {"folders", "acl", "ordinal"}}
-        scores = {"dense_score": by_dense.get(point), "sparse_score": by_sparse.get(point), "score": score}
-        hits.append(Hit.model_validate({"chunk_id": point, **kept, **scores}))
-    return hits
+    """The hybrid search: both sides, fused, the payloads of the best fetched. `dense` None: BM25 alone."""
+    found = candidates(index, name, dense, question, where, retrieval, limit)
+    return fetch(index, name, ranked(found, retrieval, dense is not None)[:limit], found)

@@ -1,13 +1,15 @@
 """Qdrant Edge: the engine in this process, one shard folder a collection. The embedded default.
 
 A second opener can harm the first, so a lock of our own is taken before any shard is opened. Edge holds the interpreter
-lock during its calls, so upserts are small. Search is exact: the graph is built by `optimize()` alone, which would stop
-every other thread for its whole run; BENCHMARKS.md shows what exact search takes at 100,000 chunks.
+lock during its calls, so upserts are small. The graph is built by `optimize()` alone, which would stop every other thread
+for its whole run, so a search reads all vectors: eight-bit ones (TurboQuant, which needs no training and is kept up to date
+with every write), of which the best are scored with the real ones. An index made before there were any is read as it is.
 """
 
 import shutil
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from ingest.errors import LockedError, UnavailableError
-from ingest.index import DENSE, KEYWORD_FIELDS, SPARSE, Candidates, Filter, Point
+from ingest.index import DENSE, KEYWORD_FIELDS, OVERSAMPLING, PLACE, SPARSE, Candidates, Filter, Point
 from ingest.schemas import SparseVector
 
 UPSERT_POINTS = 16  # points a call: about 3 ms in which no other Python thread runs
@@ -46,7 +48,13 @@ class EdgeIndex:
             shard = edge.EdgeShard.create(
                 str(self._folder / name),
                 edge.EdgeConfig(
-                    vectors={DENSE: edge.EdgeVectorParams(size=dimension, distance=edge.Distance.Cosine)},
+                    vectors={
+                        DENSE: edge.EdgeVectorParams(
+                            size=dimension,
+                            distance=edge.Distance.Cosine,
+                            quantization_config=edge.TurboQuantQuantizationConfig(bits=edge.TurboQuantBitSize.Bits8),
+                        )
+                    },
                     sparse_vectors={SPARSE: edge.EdgeSparseVectorParams(modifier=edge.Modifier.Idf)},
                 ),
             )
@@ -105,7 +113,13 @@ class EdgeIndex:
                 return found
 
     def search(
-        self, name: str, dense: NDArray[np.float32] | None, sparse: SparseVector | None, where: Filter, limit: int
+        self,
+        name: str,
+        dense: NDArray[np.float32] | None,
+        sparse: SparseVector | None,
+        where: Filter,
+        limit: int,
+        quantized: bool = True,
     ) -> Candidates:
         shard = self._open(name)
         if shard is None:
@@ -118,7 +132,10 @@ class EdgeIndex:
                     limit=limit,
                     query=edge.Query.Nearest(dense.tolist(), using=DENSE),
                     filter=condition,
-                    params=edge.SearchParams(exact=True),
+                    params=edge.SearchParams(
+                        exact=not quantized,
+                        quantization=edge.QuantizationSearchParams(rescore=True, oversampling=OVERSAMPLING),
+                    ),
                 )
             )
         if sparse is not None and sparse.indices:
@@ -139,6 +156,32 @@ class EdgeIndex:
         if shard is None or not ids:
             return {}
         return {str(record.id): record.payload or {} for record in shard.retrieve(list(ids), True, False)}
+
+    def vectors(self, name: str, ids: Sequence[str]) -> dict[str, NDArray[np.float32]]:
+        shard = self._open(name)
+        if shard is None or not ids:
+            return {}
+        records = shard.retrieve(list(ids), False, [DENSE])
+        return {str(record.id): _dense(record) for record in records}
+
+    def at(self, name: str, places: Mapping[str, AbstractSet[int]]) -> list[dict[str, Any]]:
+        shard = self._open(name)
+        if shard is None or not places:
+            return []
+        wanted: list[Any] = [
+            edge.Filter(
+                must=[
+                    edge.FieldCondition("document_id", match=edge.MatchValue(document)),
+                    edge.FieldCondition("ordinal", match=edge.MatchAny(sorted(ordinals))),
+                ]
+            )
+            for document, ordinals in places.items()
+        ]
+        most = 2 * sum(map(len, places.values()))  # a document that is being written may have two chunks at a place
+        records, _ = shard.scroll(
+            edge.ScrollRequest(limit=most, filter=edge.Filter(should=wanted), with_payload=PLACE, with_vector=False)
+        )
+        return [record.payload or {} for record in records]
 
     def scan(self, name: str, offset: str | None, limit: int) -> tuple[list[Point], str | None]:
         shard = self._open(name)
@@ -192,12 +235,17 @@ def _write(shard: edge.EdgeShard, operation: edge.UpdateOperation) -> None:
         raise UnavailableError(f"the index could not be written: {error}; is the disk full?") from error
 
 
+def _dense(record: edge.Record) -> NDArray[np.float32]:
+    vectors: Any = record.vector
+    return np.asarray(vectors[DENSE], dtype=np.float32)
+
+
 def _point(record: edge.Record) -> Point:
     vectors: Any = record.vector
     sparse = vectors.get(SPARSE)  # an empty one is not kept
     return Point(
         str(record.id),
-        np.asarray(vectors[DENSE], dtype=np.float32),
+        _dense(record),
         SparseVector(indices=sparse.indices if sparse else [], values=sparse.values if sparse else []),
         record.payload or {},
     )

@@ -1,6 +1,10 @@
-"""A Qdrant server or cluster, through qdrant-client. The server builds its own graph and takes any size."""
+"""A Qdrant server or cluster, through qdrant-client. The server builds its own graph and takes any size.
 
-from collections.abc import Callable, Iterable, Sequence
+Eight-bit copies of the vectors are kept in memory and searched; the best are scored with the real ones.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from functools import partial
 from typing import Any, TypeVar
 
@@ -10,7 +14,7 @@ from qdrant_client import QdrantClient, models
 from qdrant_client.http.exceptions import ApiException, ResponseHandlingException, UnexpectedResponse
 
 from ingest.errors import UnavailableError
-from ingest.index import DENSE, KEYWORD_FIELDS, SPARSE, Candidates, Filter, Point
+from ingest.index import DENSE, KEYWORD_FIELDS, OVERSAMPLING, PLACE, SPARSE, Candidates, Filter, Point
 from ingest.schemas import SparseVector
 
 Answer = TypeVar("Answer")
@@ -31,6 +35,9 @@ class ServerIndex:
                 name,
                 vectors_config={DENSE: models.VectorParams(size=dimension, distance=models.Distance.COSINE)},
                 sparse_vectors_config={SPARSE: models.SparseVectorParams(modifier=models.Modifier.IDF)},
+                quantization_config=models.ScalarQuantization(
+                    scalar=models.ScalarQuantizationConfig(type=models.ScalarType.INT8, always_ram=True)
+                ),
             )
         )
         if self._client.init_options.get("location") != ":memory:":  # local mode has no payload indexes
@@ -85,14 +92,24 @@ class ServerIndex:
                 return found
 
     def search(
-        self, name: str, dense: NDArray[np.float32] | None, sparse: SparseVector | None, where: Filter, limit: int
+        self,
+        name: str,
+        dense: NDArray[np.float32] | None,
+        sparse: SparseVector | None,
+        where: Filter,
+        limit: int,
+        quantized: bool = True,
     ) -> Candidates:
         if not self._exists(name):
             return Candidates([], [])
         condition = _filter(where)
         queries = []
         if dense is not None:
-            queries.append(models.QueryRequest(query=dense.tolist(), using=DENSE, filter=condition, limit=limit))
+            how = models.QuantizationSearchParams(ignore=not quantized, rescore=True, oversampling=OVERSAMPLING)
+            parameters = models.SearchParams(quantization=how)
+            queries.append(
+                models.QueryRequest(query=dense.tolist(), using=DENSE, filter=condition, limit=limit, params=parameters)
+            )
         if sparse is not None and sparse.indices:
             vector = models.SparseVector(indices=sparse.indices, values=sparse.values)
             queries.append(models.QueryRequest(query=vector, using=SPARSE, filter=condition, limit=limit))
@@ -109,6 +126,29 @@ class ServerIndex:
             return {}
         records = _asked(lambda: self._client.retrieve(name, list(ids), with_payload=True))
         return {str(record.id): record.payload or {} for record in records}
+
+    def vectors(self, name: str, ids: Sequence[str]) -> dict[str, NDArray[np.float32]]:
+        if not ids or not self._exists(name):
+            return {}
+        records = _asked(lambda: self._client.retrieve(name, list(ids), with_payload=False, with_vectors=[DENSE]))
+        return {str(record.id): _dense(record) for record in records}
+
+    def at(self, name: str, places: Mapping[str, AbstractSet[int]]) -> list[dict[str, Any]]:
+        if not places or not self._exists(name):
+            return []
+        wanted: list[models.Condition] = [
+            models.Filter(
+                must=[
+                    models.FieldCondition(key="document_id", match=models.MatchValue(value=document)),
+                    models.FieldCondition(key="ordinal", match=models.MatchAny(any=sorted(ordinals))),
+                ]
+            )
+            for document, ordinals in places.items()
+        ]
+        most = 2 * sum(map(len, places.values()))  # a document that is being written may have two chunks at a place
+        scroll = partial(self._client.scroll, name, models.Filter(should=wanted), limit=most)
+        records, _ = _asked(partial(scroll, with_payload=PLACE, with_vectors=False))
+        return [record.payload or {} for record in records]
 
     def scan(self, name: str, offset: str | None, limit: int) -> tuple[list[Point], str | None]:
         if not self._exists(name):
@@ -142,12 +182,17 @@ def _asked(call: Callable[[], Answer]) -> Answer:
         raise UnavailableError(f"the Qdrant server did not answer: {error}; see INGEST_QDRANT_URL") from error
 
 
+def _dense(record: models.Record) -> NDArray[np.float32]:
+    vectors: Any = record.vector
+    return np.asarray(vectors[DENSE], dtype=np.float32)
+
+
 def _point(record: models.Record) -> Point:
     vectors: Any = record.vector
     sparse = vectors.get(SPARSE)  # an empty one may be left out
     return Point(
         str(record.id),
-        np.asarray(vectors[DENSE], dtype=np.float32),
+        _dense(record),
         SparseVector(indices=sparse.indices if sparse else [], values=sparse.values if sparse else []),
         record.payload or {},
     )

@@ -173,6 +173,8 @@ class IngestJob:
             raise InvalidError(f"{self.source.uris()[0]!r} cannot be read: {error.strerror}") from error
 
     def _carry_out(self, plan: sync.Plan) -> None:
+        if self.collection.chunking.headers:  # they may hold the path
+            plan = plan._replace(moved=[], work=[*plan.moved, *plan.work])
         self.files["unchanged"] += plan.unchanged
         removed = [row["id"] for _, row in plan.skipped if row["state"] == "removed"]
         self._drop(removed)  # a deletion may have been cut off

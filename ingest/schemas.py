@@ -19,12 +19,16 @@ Strategy = Literal["sentence", "token", "heading", "semantic", "hierarchical", "
 
 
 class Chunking(Frozen):
-    """How a document is split. `tokens` are the embedder's own. `parent_tokens`: of a `hierarchical` chunk's parent."""
+    """How a document is split. `tokens` are the embedder's own. `parent_tokens`: of a `hierarchical` chunk's parent.
+
+    `headers`: each chunk is embedded and searched under its document's title (else path) and its heading path.
+    """
 
     strategy: Strategy = "sentence"
     tokens: Annotated[int, Field(ge=16, le=8192)] = 224
     overlap: Annotated[int, Field(ge=0, le=1024)] = 0
     parent_tokens: Annotated[int, Field(ge=32, le=32_768)] | None = None
+    headers: bool = False
 
     @model_validator(mode="after")
     def _parent(self) -> Self:
@@ -36,12 +40,24 @@ class Chunking(Frozen):
 
 
 class Retrieval(Frozen):
-    """How a collection is searched: `dense_weight` of the fused score, `candidates` taken from each side before fusion."""
+    """How a collection is searched; docs/retrieval.md says when each lever helps.
 
+    `candidates` are taken from each side, then fused: scores scaled to 0..1 and weighted, or reciprocal ranks (`rrf_k` their
+    constant) weighted. `dense_weight` 0 is BM25 alone, 1 dense alone. `quantized`: the dense side goes through quantised
+    vectors and scores what it finds with the real ones. `rerank_depth`: hits that the cross-encoder may read. `mmr`: lambda,
+    1 is relevance alone. `neighbours`: chunks before and after a hit that its text is extended by.
+    """
+
+    fusion: Literal["weighted", "rrf"] = "weighted"
+    rrf_k: Annotated[int, Field(ge=1, le=1000)] = 60
     dense_weight: Annotated[float, Field(ge=0, le=1)] = 0.7
     candidates: Annotated[int, Field(ge=1, le=1000)] = 100
+    quantized: bool = True
     top_k: Annotated[int, Field(ge=1, le=50)] = 5
     rerank: bool = False
+    rerank_depth: Annotated[int, Field(ge=1, le=100)] = 20
+    mmr: Annotated[float, Field(ge=0, le=1)] | None = None
+    neighbours: Annotated[int, Field(ge=0, le=3)] = 0
 
 
 class Labels(Frozen):
@@ -122,10 +138,11 @@ class SparseVector(Frozen):
 
 
 class Hit(Frozen):
-    """A chunk found for a question, with the scores that ranked it."""
+    """A chunk found for a question, with the scores that ranked it. `ordinal`: its place among its document's chunks."""
 
     chunk_id: str
     document_id: str
+    collection: str | None = None
     path: str
     text: str
     start: int
@@ -135,6 +152,7 @@ class Hit(Frozen):
     language: str | None = None
     context: str | None = None
     parent: Span | None = None
+    ordinal: int | None = None
     fingerprint: str | None = None  # of the embedder that made its vector
     metadata: dict[str, Any] = {}
     dense_score: float | None = None  # cosine, -1 to 1; None: not among the dense candidates

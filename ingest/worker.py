@@ -79,6 +79,7 @@ class Work(NamedTuple):
     known: frozenset[str]
     parsed: ParsedText | None = None
     name: str = ""  # that tells its format, where `place` does not
+    path: str = ""  # of the document, for its chunks' headers
 
 
 class Need(NamedTuple):
@@ -190,7 +191,7 @@ def _events(
         try:
             begin, chunks = future.result()
             if chunks is None:
-                chunks = _split_by_meaning(connection, begin, assignment, embedder)
+                chunks = _split_by_meaning(connection, begin, work.path, assignment, embedder)
         except Exception as error:  # a parser's own bug costs its one file
             stage, reason, skipped = _failure(error, assignment.settings)
             yield "failed", Failed(work.document_id, stage, reason, skipped)
@@ -201,7 +202,9 @@ def _events(
             yield "end", End(work.document_id)
 
 
-def _split_by_meaning(connection: Connection, begin: Begin, assignment: Assignment, embedder: Embedder) -> list[Chunk]:
+def _split_by_meaning(
+    connection: Connection, begin: Begin, path: str, assignment: Assignment, embedder: Embedder
+) -> list[Chunk]:
     """Raises DocumentError, UnavailableError."""
     from ingest.chunk import split
 
@@ -212,7 +215,8 @@ def _split_by_meaning(connection: Connection, begin: Begin, assignment: Assignme
             vectors.append(embedder.embed(texts[start : start + WINDOW]))
         return np.concatenate(vectors) if vectors else embedder.embed(texts)
 
-    return split(begin.document_id, begin.parsed, assignment.chunking, load_counter_once(assignment), embed)
+    counter = load_counter_once(assignment)
+    return split(begin.document_id, begin.parsed, assignment.chunking, counter, embed, path=path)
 
 
 def _failure(error: Exception, settings: IngestSettings) -> tuple[str, str, bool]:
@@ -277,7 +281,8 @@ def _parse_and_split(work: Work, assignment: Assignment) -> Parsed:
     parsed, digest = (work.parsed, "") if work.parsed else _read_and_parse(work, assignment)
     chunks = None
     if assignment.chunking.strategy != "semantic":
-        chunks = split(work.document_id, parsed, assignment.chunking, load_counter_once(assignment))
+        counter = load_counter_once(assignment)
+        chunks = split(work.document_id, parsed, assignment.chunking, counter, path=work.path)
         if not chunks:
             raise DocumentError("chunk", "no text was found in it")
     return Begin(work.document_id, parsed, digest, time.perf_counter() - start), chunks

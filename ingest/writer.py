@@ -175,7 +175,10 @@ class Writer:
             identity = pending.document.id
             known = self.target.store.ids(self.target.name, identity)
             self.open[identity] = Outcome(pending, known)
-            works.append(Work(identity, pending.place, pending.root, frozenset(known), pending.parsed, pending.name))
+            path = pending.document.path
+            works.append(
+                Work(identity, pending.place, pending.root, frozenset(known), pending.parsed, pending.name, path)
+            )
         return works
 
     def _handle(self, message: Message) -> None:

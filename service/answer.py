@@ -15,20 +15,27 @@ import anyio
 from anyio import to_thread
 
 from ingest.catalog import Collection, now
-from ingest.errors import GraftError, InvalidError
+from ingest.errors import GraftError
 from ingest.language import reads
 from ingest.schemas import Hit
 from service.adapter_serving import AdapterServing
-from service.adapters import Adapter, Registry
+from service.adapters import Adapter
+from service.budget import fitted
+from service.check import Sentences, stands
 from service.cite import Cited, cite
+from service.follow_up import search_for
 from service.generate import AdapterLostError, Generator, Piece, Sampling, strip_thinking
+from service.look_up import chosen_adapter, is_too_weak, look_up
 from service.metrics import Metrics
 from service.principals import Principal
-from service.prompt import CURRENT, PASSAGES, Message, best_sentence, build, refusal
+from service.prompt import CLOSED, CURRENT, Message, best_sentence, built_in, refusal
+from service.prompt_store import AUTO, PromptStore
 from service.records import Interaction, Records
-from service.retrieve import Found, Retriever
-from service.schemas import Answer, QueryRequest
+from service.retrieve import Retriever
+from service.rewrite import Search, subject
+from service.schemas import Answer, QueryRequest, Sentence
 from service.settings import ServiceSettings
+from service.template import Template
 
 CHECKED_TOKENS = 96  # of an answer that is held back until it is checked, when the query does not say
 
@@ -47,6 +54,7 @@ class Answering(NamedTuple):
     retriever: Retriever
     generator: Generator
     adapters: AdapterServing
+    prompts: PromptStore
     records: Records
     metrics: Metrics
     small_models: dict[str, tuple[str, ...]]  # by model root, the languages that it reads
@@ -56,13 +64,18 @@ async def answer(query: QueryRequest, principal: Principal, parts: Answering) ->
     """Yields Tokens, then Cited, then the Answer. Raises NotFoundError, InvalidError, UnavailableError."""
     run = _Run(query, principal)
     try:
-        found, run.chosen = await to_thread.run_sync(_look_up, query, principal, parts)
-        run.collection, run.hits = found.collection, found.hits
+        run.search = await _search(query, parts)
+        if query.messages:
+            run.timings["rewrite"] = _ms(run.started)
+        found = await to_thread.run_sync(look_up, query, run.search, principal, parts.retriever, parts.records)
+        run.chosen = await to_thread.run_sync(chosen_adapter, query, parts.adapters.registry)
+        run.collection, run.collections, run.hits = found.collection, found.collections, found.hits
+        run.notes = found.notes
         run.timings.update(found.timings_ms)
         async with aclosing(_reply(run, parts)) as tokens:
             async for token in tokens:
                 yield token
-        run.cited = cite(run.text, run.passages)
+        run.cited = run.checked_by_passages(run.text)
         yield run.cited
         run.timings["total"] = _ms(run.started)
         await _record(run, parts)  # before the client learns the id
@@ -75,23 +88,19 @@ async def answer(query: QueryRequest, principal: Principal, parts: Answering) ->
             await _record(run, parts)
 
 
-def _look_up(query: QueryRequest, principal: Principal, parts: Answering) -> tuple[Found, Adapter | None]:
-    """-> the passages, and the adapter that answers. Raises NotFoundError."""
-    found = parts.retriever.retrieve(query.question, query.collection, query.filters, principal.groups, query.top_k)
-    return found, _adapter(query, parts.adapters.registry)
-
-
-def _adapter(query: QueryRequest, registry: Registry) -> Adapter | None:
-    """The query's own, else the collection's, else the live one; None is the bare base. Raises NotFoundError."""
-    if "adapter" not in query.model_fields_set:
-        return registry.chosen(query.collection)
-    return registry.adapter(query.adapter) if query.adapter else None
+async def _search(query: QueryRequest, parts: Answering) -> Search:
+    """What the query says, else its question, rewritten where it leans on earlier turns."""
+    if query.search is not None or query.without_passages:
+        return Search(query.search or query.question, "no")
+    way, seconds = parts.settings.rewrite, parts.settings.rewrite_seconds
+    return await search_for(query.question, query.messages, way, seconds, parts.generator, parts.small_models)
 
 
 async def _reply(run: "_Run", parts: Answering) -> AsyncGenerator[Token]:
     assert run.collection is not None
-    if _refused(run.collection, run.hits):
-        run.text, run.finish_reason, run.prompt_version = refusal(run.query.question), "refused", "refusal"
+    if not run.query.without_passages and is_too_weak(run.collections, run.hits):
+        run.refuse()
+        run.prompt_version = "refusal"
         yield Token(run.text)
         return
     await _prepare(run, parts)
@@ -100,7 +109,8 @@ async def _reply(run: "_Run", parts: Answering) -> AsyncGenerator[Token]:
         for word in re.findall(r"\s*\S+", run.text):
             yield Token(word)
         return
-    async with aclosing(_generate(run, parts)) as tokens:
+    as_it_comes = parts.settings.unsupported == "mark" or run.query.without_passages
+    async with aclosing(_generate(run, parts) if as_it_comes else _generate_held(run, parts)) as tokens:
         async for token in tokens:
             yield token
 
@@ -113,9 +123,53 @@ async def _generate_checked(run: "_Run", parts: Answering) -> None:
         async with aclosing(_generate(run, parts)) as tokens:
             async for _ in tokens:
                 pass
-        if run.text and all(sentence.citations for sentence in cite(run.text, run.passages).sentences):
+        run.judged += run.checked_by_passages(run.text).sentences
+        if stands(run.judged):
             return
-    run.text, run.finish_reason = best_sentence(run.query.question, run.passages[0]), "quoted"
+    run.said = run.text or None
+    asked = subject(run.query.question, run.search.text)
+    quotes = (best_sentence(asked, passage, run.template.guard) for passage in run.passages)
+    run.text, run.finish_reason = next(filter(None, quotes), ""), "quoted"
+    if not run.text:  # all that the passages say is said to the model
+        run.refuse()
+
+
+async def _generate_held(run: "_Run", parts: Answering) -> AsyncGenerator[Token]:
+    """Sends a sentence once it is checked. One that the passages do not support is left out, or ends the answer as a
+    refusal, as `SERVICE_UNSUPPORTED` says; so does an answer of which nothing is left.
+    """
+    shown, dropped, refuses = "", 0, parts.settings.unsupported == "refuse"
+    try:
+        async with aclosing(_sentences(run, parts)) as sentences:
+            async for sentence in sentences:
+                judged = run.checked_by_passages(sentence).sentences
+                run.judged += judged
+                if all(one.supported for one in judged):
+                    yield Token(sentence if shown else sentence.lstrip())
+                    shown += sentence
+                else:
+                    dropped += 1
+                    if refuses:
+                        break
+    finally:
+        run.said, run.text = run.text, shown.strip()
+    if dropped:
+        run.finish_reason = "dropped"
+    if not run.text or (dropped and refuses):
+        run.refuse()
+        if not shown:
+            yield Token(run.text)
+
+
+async def _sentences(run: "_Run", parts: Answering) -> AsyncGenerator[str]:
+    """What the model says, in whole sentences with the white space in front of each."""
+    held = Sentences()
+    async with aclosing(_generate(run, parts)) as tokens:
+        async for token in tokens:
+            for sentence in held.feed(token.text):
+                yield sentence
+    for sentence in held.rest():
+        yield sentence
 
 
 class _Run:
@@ -125,12 +179,16 @@ class _Run:
         self.id = str(uuid.uuid4())
         self.query = query
         self.principal = principal
+        self.search = Search(query.question, "no")
         self.started = time.perf_counter()
         self.timings: dict[str, float] = {"first_token": 0.0, "generate": 0.0}
-        self.collection: Collection | None = None
+        self.collection: Collection | None = None  # the first of `collections`: the answer is made by its settings
+        self.collections: tuple[Collection, ...] = ()
         self.hits: list[Hit] = []
+        self.notes: tuple[str, ...] = ()
         self.passages: list[Hit] = []
         self.prompt_version = ""
+        self.template = built_in(CLOSED)
         self.messages: list[Message] = []
         self.checked = False  # the bare bundled model answers, which reads `languages`
         self.languages: tuple[str, ...] = ()
@@ -138,24 +196,39 @@ class _Run:
         self.base_model: str | None = None
         self.chosen: Adapter | None = None
         self.adapter: str | None = None  # its name, once it is asked
-        self.text = ""
+        self.text = ""  # what is shown
+        self.said: str | None = None  # what the model had said, where something else is shown
+        self.judged: tuple[Sentence, ...] = ()  # of what the model had said, where it was judged before it was shown
         self.cited = Cited((), ())
         self.usage: dict[str, int] = {}
         self.finish_reason = "cancelled"  # until the end is reached
         self.recorded = False
+
+    def checked_by_passages(self, text: str) -> Cited:
+        return cite(text, self.passages, self.template.guard)
+
+    def refuse(self) -> None:
+        self.text, self.finish_reason = refusal(self.query.question), "refused"
 
     def answer(self) -> Answer:
         return Answer(
             answer=self.text,
             sentences=self.cited.sentences,
             citations=self.cited.citations,
-            collection=self.query.collection,
+            collection=self.query.names()[0],
+            collections=self.query.collections,
             adapter=self.adapter,
             usage=self.usage,
             timings_ms=self.timings,
             finish_reason=self.finish_reason,
             interaction_id=self.id,
+            search=self.searched(),
+            notes=self.notes,
         )
+
+    def searched(self) -> str | None:
+        """What was searched for, where that is not the question alone."""
+        return self.search.text if self.search.text != self.query.question else None
 
     def interaction(self) -> Interaction:
         sampling: dict[str, Any] = self.sampling._asdict()
@@ -164,10 +237,12 @@ class _Run:
             created_at=now(),
             principal=self.principal.id,
             source=self.query.source,
-            collection=self.query.collection,
+            collection=self.query.names()[0],
+            collections=self.query.collections,
             index_fingerprint=self.collection.fingerprint if self.collection else "",
             question=self.query.question,
             turns=tuple(self.query.messages),
+            search=self.searched(),
             filters=self.query.filters,
             hits=tuple(self.hits),
             prompt_version=self.prompt_version,
@@ -176,20 +251,13 @@ class _Run:
             adapter=self.adapter,
             sampling=sampling,
             answer=self.text,
+            said=self.said if self.said != self.text else None,
+            sentences=[sentence.model_dump() for sentence in self.cited.sentences],
             citations=[citation.model_dump() for citation in self.cited.citations],
             finish_reason=self.finish_reason,
             usage=self.usage,
             timings_ms=self.timings,
         )
-
-
-def _refused(collection: Collection, hits: list[Hit]) -> bool:
-    """Nothing was found, or the best hit's own score (cross-encoder, else cosine) is below the collection's threshold."""
-    if not hits:
-        return True
-    scores = [hit.rerank_score if hit.rerank_score is not None else hit.dense_score for hit in hits]
-    known = [score for score in scores if score is not None]
-    return collection.threshold is not None and bool(known) and max(known) < collection.threshold
 
 
 async def _prepare(run: _Run, parts: Answering) -> None:
@@ -204,42 +272,23 @@ async def _prepare(run: _Run, parts: Answering) -> None:
         run.adapter = run.chosen.name
     small = model.root in parts.small_models
     run.languages = parts.small_models.get(model.root, ())
-    run.checked = small and run.adapter is None
-    style = run.collection.prompt
-    if style == "auto":
-        style = "brief" if small else "cited"
-    run.prompt_version = CURRENT[style]
-    max_tokens = query.max_tokens or (CHECKED_TOKENS if run.checked else settings.max_tokens)
-    run.passages = run.hits[: PASSAGES[run.prompt_version]]
+    run.checked = small and run.adapter is None and not query.without_passages
+    run.prompt_version, run.template = await to_thread.run_sync(_prompt, run, small, parts.prompts)
+    max_tokens = query.max_tokens or min(CHECKED_TOKENS if run.checked else 2**31, settings.max_tokens)
     budget = min(settings.prompt_tokens, (model.max_model_len or 2**31) - max_tokens)
-    await _fit(run, parts.generator, budget)
+    run.messages, run.passages = await fitted(
+        run.template, query.question, query.messages, run.hits, budget, parts.generator
+    )
     run.sampling = Sampling(max_tokens, settings.temperature)
     run.timings["generate"] += _ms(started)  # the engine was asked for its model and to count tokens
 
 
-async def _fit(run: _Run, generator: Generator, budget: int) -> None:
-    """Leaves passages out from the last one on until the prompt is within `budget` tokens. Raises InvalidError."""
-    while True:
-        query = run.query
-        run.messages = build(run.prompt_version, query.question, query.messages, run.passages)
-        size = sum(_at_most(message["content"]) + 16 for message in run.messages)
-        if size <= budget or await generator.count_tokens(run.messages) <= budget:
-            return
-        if len(run.passages) <= 1:
-            raise InvalidError(
-                f"question and messages leave no room for a passage within {budget} tokens; shorten them, "
-                "or raise SERVICE_PROMPT_TOKENS and SERVICE_MAX_MODEL_LEN"
-            )
-        run.passages = run.passages[:-1]
-
-
-def _at_most(text: str) -> int:
-    """More tokens than `text` has in any usual vocabulary: one for two bytes of ASCII, one for each byte of the rest.
-
-    Where it is wrong all the same, the engine's own limit, which is wider than the budget, still holds.
-    """
-    ascii_bytes = len(text.encode("ascii", "ignore"))
-    return ascii_bytes // 2 + len(text.encode()) - ascii_bytes
+def _prompt(run: _Run, small: bool, prompts: PromptStore) -> tuple[str, Template]:
+    """-> the version that the collection points to, or what fits the model."""
+    assert run.collection is not None
+    version = CLOSED if run.query.without_passages else prompts.pointer(run.collection)
+    version = CURRENT["brief" if small else "cited"] if version == AUTO else version
+    return version, prompts.template(version)
 
 
 async def _generate(run: _Run, parts: Answering) -> AsyncGenerator[Token]:
@@ -279,8 +328,9 @@ async def _record(run: _Run, parts: Answering) -> None:
     if run.collection is None:  # no such collection: nothing was asked of anything
         return
     if not run.cited.sentences and run.text:
-        run.cited = cite(run.text, run.passages)
+        run.cited = run.checked_by_passages(run.text)
     parts.metrics.answered(run.interaction())
+    parts.metrics.judged(run.judged or run.cited.sentences)
     with anyio.CancelScope(shield=True):
         await to_thread.run_sync(parts.records.add_interaction, run.interaction())
         run.recorded = True

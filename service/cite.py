@@ -2,147 +2,31 @@
 
 A sentence is supported by the span of a passage that holds its numbers and most of its content words; the best such span
 is its quote. Names with digits (P-17, H75) must stand in the passage, its heading or its context, wherever that is.
-A `[n]` that the model wrote is kept only when passage n supports the sentence at least loosely.
+A `[n]` that the model wrote is kept only when passage n supports the sentence, or the part that it stands behind, at least
+loosely. What of a passage speaks to the model supports nothing.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
 from ingest.schemas import Hit
-from service.schemas import Citation, Sentence
+from service.guard import is_instruction, stated
+from service.numerals import in_words, plain
+from service.refusal import claims_nothing
+from service.schemas import Citation, Sentence, Unsupported
+from service.sentences import Content as Content
+from service.sentences import content as content
+from service.sentences import split_sentences as split_sentences
+from service.sentences import statements
 
 MATCH_SHARE = 0.75  # of a sentence's content words, for a citation that the model did not write
 MODEL_SHARE = 0.3  # for one that it wrote
 SPAN_SENTENCES = 2  # a quote is at most this many sentences of the passage
 
-_END = re.compile(r"[.!?]+[\"'”’)\]]*(?=\s|$)|[。！？；]+[”’」』）]*|\n{2,}|\n(?=[ \t]*(?:[-*•#|]|\d+[.)])[ \t])")
-_ABBREVIATION = re.compile(
-    r"(?:\b(?:e\.g|i\.e|etc|vs|cf|approx|no|nos|fig|dr|mr|mrs|ms|st|vol|art|sec)|\b[A-Z]|^\s*\d+)\.$", re.I
-)
 _MARKER = re.compile(r"\[(\d{1,3}(?:\s*[,，、]\s*\d{1,3})*)\]")
-_NAME = re.compile(
-    r"(?<![^\W_])[A-Za-z]+(?:-?\d+[A-Za-z0-9]*)+(?![^\W_])|(?<![^\W_])[A-Za-z]+-(?:[A-Za-z0-9]+-)*\d+(?![^\W_])"
-)
-_NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
-_DIGIT = re.compile(r"\d")
-_WORD = re.compile(r"[^\W\d_]+", re.UNICODE)
-_CJK = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af]")
-_STOP = frozenset(
-    [
-        "a",
-        "an",
-        "the",
-        "this",
-        "that",
-        "these",
-        "those",
-        "it",
-        "its",
-        "he",
-        "she",
-        "they",
-        "them",
-        "we",
-        "you",
-        "i",
-        "his",
-        "her",
-        "their",
-        "our",
-        "your",
-        "is",
-        "are",
-        "was",
-        "were",
-        "be",
-        "been",
-        "being",
-        "am",
-        "do",
-        "does",
-        "did",
-        "has",
-        "have",
-        "had",
-        "having",
-        "can",
-        "could",
-        "may",
-        "might",
-        "must",
-        "shall",
-        "should",
-        "will",
-        "would",
-        "of",
-        "in",
-        "on",
-        "at",
-        "to",
-        "for",
-        "from",
-        "by",
-        "with",
-        "as",
-        "into",
-        "onto",
-        "about",
-        "than",
-        "then",
-        "so",
-        "if",
-        "and",
-        "or",
-        "but",
-        "not",
-        "no",
-        "nor",
-        "only",
-        "also",
-        "very",
-        "just",
-        "there",
-        "here",
-        "which",
-        "who",
-        "whom",
-        "whose",
-        "what",
-        "when",
-        "where",
-        "why",
-        "how",
-        "all",
-        "any",
-        "both",
-        "each",
-        "more",
-        "most",
-        "other",
-        "some",
-        "such",
-        "own",
-        "same",
-        "out",
-        "up",
-        "down",
-        "over",
-        "under",
-        "again",
-        "once",
-        "per",
-        "according",
-        "based",
-        "passage",
-        "text",
-        "document",
-        "answer",
-        "question",
-        "yes",
-    ]
-)
+_NOBODY: frozenset[str] = frozenset()
 
 
 class Cited(NamedTuple):
@@ -150,44 +34,48 @@ class Cited(NamedTuple):
     citations: tuple[Citation, ...]
 
 
-class Content(NamedTuple):
-    """What a text says, apart from its grammar: words (lightly stemmed; pairs of characters where words are not spaced),
-    numbers (without thousands separators) and names with digits (lower case, without hyphens).
-    """
-
-    words: frozenset[str]
-    numbers: frozenset[str]
-    names: frozenset[str]
-
-
-_NOBODY: frozenset[str] = frozenset()
-NOTHING = Content(_NOBODY, _NOBODY, _NOBODY)
-
-
 class _Read(NamedTuple):
-    """A passage, read once for all sentences of the answer: its names, and (start, end, content) of its statements."""
+    """A passage, read once for all sentences of the answer: its names, (start, end, content) of its statements, and the
+    `[n]` that it holds itself, as a paper does.
+    """
 
     names: frozenset[str]
     statements: list[tuple[int, int, Content]]
+    markers: frozenset[str]
 
 
 class _Support(NamedTuple):
     share: float
     start: int  # of the span, in the passage
     end: int
+    held: Content
 
 
-def cite(answer: str, passages: Sequence[Hit]) -> Cited:
-    """`passages`: what the prompt held, in its order; passage n is passages[n - 1]."""
+class _Source(NamedTuple):
+    n: int  # of the passage
+    support: _Support
+    by: Literal["model", "match"]
+
+
+class _Claim(NamedTuple):
+    """A sentence, or the part of one, with the passages that the model named for it."""
+
+    said: Content
+    named: tuple[int, ...]
+
+
+def cite(answer: str, passages: Sequence[Hit], guarded: bool = True) -> Cited:
+    """`passages`: what the prompt held, in its order; passage n is passages[n - 1]. `guarded`: see `_read`."""
     citations: dict[tuple[int, int, int], Citation] = {}
     first_of_passage: set[int] = set()
     sentences = []
     extra = len(passages)
-    read = [_read(passage.text, passage.heading, passage.context) for passage in passages]
+    read = [_read(passage.text, passage.heading, passage.context, guarded) for passage in passages]
     for start, end in split_sentences(answer):
         text = answer[start:end]
+        sources, unsupported = _examined(text, read)
         cited = []
-        for n, support, by in _supports(text, read):
+        for n, support, by in sources:
             key = (n, support.start, support.end)
             if key not in citations:
                 number = n
@@ -197,108 +85,143 @@ def cite(answer: str, passages: Sequence[Hit]) -> Cited:
                 first_of_passage.add(n)
                 citations[key] = _citation(number, passages[n - 1], support, by)
             cited.append(citations[key].n)
-        sentences.append(Sentence(text=text, start=start, end=end, citations=tuple(cited)))
+        sentences.append(
+            Sentence(
+                text=text,
+                start=start,
+                end=end,
+                citations=tuple(dict.fromkeys(cited)),
+                supported=unsupported is None,
+                unsupported=unsupported,
+            )
+        )
     return Cited(tuple(sentences), tuple(citations.values()))
 
 
-def split_sentences(text: str) -> list[tuple[int, int]]:
-    """-> (start, end) of each sentence, without the white space around it. A marker after the full stop belongs to it."""
-    spans, start = [], 0
-    for match in _END.finditer(text):
-        if match.group().startswith(".") and _ABBREVIATION.search(text[start : match.end()]):
+def _examined(sentence: str, passages: Sequence[_Read]) -> tuple[list[_Source], Unsupported | None]:
+    """-> where a sentence has it from, and what of it stands in none of its sources."""
+    bare = _MARKER.sub("", sentence)
+    if claims_nothing(bare) or not re.search(r"\w", bare):
+        return [], None
+    whole = _said(bare)
+    held_by_others = _NOBODY.union(*(passage.markers for passage in passages))
+    claims = _claims(sentence, held_by_others)
+    sources, lost = _named(whole, claims, passages)
+    if not sources:
+        sources = _matched(whole, passages)
+    return sources, _missing(whole, sources, lost, passages)
+
+
+def _claims(sentence: str, of_passages: frozenset[str]) -> list[_Claim]:
+    """The parts of a sentence that end in markers; `of_passages` are no markers of the answer's own, but copied."""
+    claims: list[_Claim] = []
+    start, before = 0, ""
+    for marker in _MARKER.finditer(sentence):
+        between = sentence[start : marker.start()]
+        named = tuple(int(n) for n in re.findall(r"\d+", marker[1]))
+        if marker.group() in of_passages:
             continue
-        end = match.end()
-        markers = re.match(r"(?:\s*\[\d{1,3}(?:\s*,\s*\d{1,3})*\])+", text[end:])
-        end += markers.end() if markers else 0
-        if end > start:
-            spans.append((start, end))
-            start = end
-    spans.append((start, len(text)))
-    trimmed = ((*_trim(text, start, end),) for start, end in spans)
-    return [(start, end) for start, end in trimmed if end > start]
+        if claims and not between.strip(" ,，、"):
+            claims[-1] = _Claim(claims[-1].said, claims[-1].named + named)
+        else:
+            before = _MARKER.sub("", between)
+            claims.append(_Claim(_said(before), named))
+        start = marker.end()
+    return claims
 
 
-def statements(text: str, heading: str | None) -> list[tuple[int, int]]:
-    """-> (start, end) of the sentences that state something: no headings, no questions, no headings in front of them."""
-    titles = set((heading or "").split(" > "))
-    found = []
-    for start, end in split_sentences(text):
-        for line in text[start:end].splitlines(keepends=True):
-            title = line.strip().lstrip("#").strip()
-            if not (line.startswith("#") or title in titles):
-                break
-            start += len(line)
-        start, end = _trim(text, min(start, end), end)
-        if end > start and text[end - 1] not in "?？":
-            found.append((start, end))
-    return found
+def _named(whole: Content, claims: Sequence[_Claim], passages: Sequence[_Read]) -> tuple[list[_Source], bool]:
+    """-> the sources that the model named and that say so, and whether it named one that does not. Where it named more
+    than one, each has to hold some of the numbers, and they all of them together.
+    """
+    everyone = sorted({n for claim in claims for n in claim.named})
+    known = [n for n in everyone if 1 <= n <= len(passages)]
+    found: dict[int, _Support] = {}
+    for said, named in claims:
+        for n in named:
+            if n in known and n not in found:
+                tries = [(whole, True), (said, True), (whole, len(known) == 1)]
+                supports = (_best_span(text, passages[n - 1], exact) for text, exact in tries)
+                enough = next((one for one in supports if one and one.share >= MODEL_SHARE), None)
+                if enough:
+                    found[n] = enough
+    return [_Source(n, found[n], "model") for n in sorted(found)], len(found) < len(everyone)
 
 
-def _supports(sentence: str, passages: Sequence[_Read]) -> Iterator[tuple[int, _Support, Literal["model", "match"]]]:
-    named = {int(n) for marker in _MARKER.findall(sentence) for n in re.findall(r"\d+", marker)}
-    said = content(_MARKER.sub("", sentence))
-    written = []
-    for n in sorted(named):
-        if 1 <= n <= len(passages):
-            support = _best_span(said, passages[n - 1])
-            if support and support.share >= MODEL_SHARE:
-                written.append((n, support))
-    if written:
-        yield from ((n, support, "model") for n, support in written)
-        return
+def _matched(said: Content, passages: Sequence[_Read]) -> list[_Source]:
+    """The passage that says it best, where the model named none."""
     found = [(n, _best_span(said, passage)) for n, passage in enumerate(passages, 1)]
-    supported = [(n, support) for n, support in found if support and support.share >= MATCH_SHARE]
-    if supported:
-        n, support = max(supported, key=lambda one: (round(one[1].share, 3), -one[0]))
-        yield n, support, "match"
+    supported = [_Source(n, support, "match") for n, support in found if support and support.share >= MATCH_SHARE]
+    return [max(supported, key=lambda one: (round(one.support.share, 3), -one.n))] if supported else []
 
 
-def _best_span(said: Content, passage: _Read) -> _Support | None:
-    """-> the shortest span of whole sentences with the largest share of the content words, all numbers held; or None."""
-    if not any(said) or not said.names <= passage.names:
+def _missing(said: Content, sources: Sequence[_Source], lost: bool, passages: Sequence[_Read]) -> Unsupported | None:
+    if not sources:
+        words = said._replace(numbers=_NOBODY, names=_NOBODY)
+        near = (_best_span(words, passage) for passage in passages)
+        if words != said and (not words.words or any(one and one.share >= MODEL_SHARE for one in near)):
+            return "number"
+        return "citation" if lost else "words"
+    numbers = _NOBODY.union(*(source.support.held.numbers for source in sources))
+    names = _NOBODY.union(*(passages[source.n - 1].names for source in sources))
+    if not (said.numbers <= numbers and said.names <= names):
+        return "number"
+    held = _NOBODY.union(*(source.support.held.words for source in sources))
+    if len(said.words & held) < MODEL_SHARE * len(said.words):
+        return "words"
+    return "citation" if lost else None
+
+
+def _best_span(said: Content, passage: _Read, exact: bool = True) -> _Support | None:
+    """-> the shortest span of whole sentences with the largest share of the content words, all numbers held; or None.
+
+    Not `exact`: some of the numbers are enough, where there are any, and some of the names.
+    """
+    if not any(said) or not _holds(said.names, passage.names, exact):
         return None
     best: _Support | None = None
     for width in range(1, SPAN_SENTENCES + 1):
         for first in range(len(passage.statements) - width + 1):
             span = passage.statements[first : first + width]
-            if not said.numbers <= frozenset().union(*(held.numbers for _, _, held in span)):
+            numbers = _NOBODY.union(*(held.numbers for _, _, held in span))
+            if not _holds(said.numbers, numbers, exact):
                 continue
-            words = frozenset().union(*(held.words for _, _, held in span))
+            words = _NOBODY.union(*(held.words for _, _, held in span))
             share = len(said.words & words) / len(said.words) if said.words else 1.0
             if best is None or share > best.share + 1e-9:
-                best = _Support(share, span[0][0], span[-1][1])
+                best = _Support(share, span[0][0], span[-1][1], Content(words, numbers, _NOBODY))
     return best
 
 
+def _holds(wanted: frozenset[str], held: frozenset[str], exact: bool) -> bool:
+    return wanted <= held or (not exact and bool(wanted & held))
+
+
 @lru_cache(maxsize=2048)  # the same passages answer many questions
-def _read(text: str, heading: str | None, context: str | None) -> _Read:
-    stated = [(start, end, content(text[start:end])) for start, end in statements(text, heading)]
-    above = content(f"{heading or ''}\n{context or ''}").names
-    names = above.union(*(held.names for _, _, held in stated))
-    return _Read(names, stated)
+def _read(text: str, heading: str | None, context: str | None, guarded: bool) -> _Read:
+    """`guarded`: without what speaks to the model, which is no statement of the document's."""
+    spans = statements(text, heading)
+    if guarded:
+        clipped = ((start, stated(text, start, end)) for start, end in spans)
+        spans = [(start, start + len(text[start:end].rstrip())) for start, end in clipped if end > start]
+    read = [(start, end, _held(text[start:end])) for start, end in spans]
+    above = _NOBODY.union(
+        *(content(text).names for text in (heading, context) if text and not (guarded and is_instruction(text)))
+    )
+    names = above.union(*(held.names for _, _, held in read))
+    return _Read(names, read, frozenset(match.group() for match in _MARKER.finditer(text)))
 
 
-def content(text: str) -> Content:
-    names, numbers = _NOBODY, _NOBODY
-    if _DIGIT.search(text):
-        names = frozenset(name.replace("-", "").lower() for name in _NAME.findall(text))
-        text = _NAME.sub(" ", text)
-        numbers = frozenset(number.replace(",", "") for number in _NUMBER.findall(text))
-    words = frozenset(stem for word in _WORD.findall(text.lower()) for stem in _stems(word))
-    return Content(words, numbers, names)
+def _said(text: str) -> Content:
+    """Of the answer: the numbers that it has to show a source for, also those in words."""
+    found = content(plain(text))
+    return found._replace(numbers=found.numbers | in_words(text, claimed=True))
 
 
-@lru_cache(maxsize=65536)
-def _stems(word: str) -> tuple[str, ...]:
-    """-> what a run of letters counts as: nothing, a stem, or the pairs of its characters."""
-    if not word.isascii() and _CJK.search(word):
-        return tuple(word[at : at + 2] for at in range(max(1, len(word) - 1)))
-    if word in _STOP:
-        return ()
-    for ending in ("ing", "ed", "es", "s"):
-        if word.endswith(ending) and len(word) - len(ending) >= 3:
-            return (word[: -len(ending)].rstrip("e"),)
-    return (word.rstrip("e") if len(word) > 3 else word,)
+def _held(text: str) -> Content:
+    """Of a passage: its numbers, however they are written."""
+    found = content(plain(text))
+    return found._replace(numbers=found.numbers | in_words(text, claimed=False))
 
 
 def _citation(n: int, hit: Hit, support: _Support, by: Literal["model", "match"]) -> Citation:
@@ -314,8 +237,3 @@ def _citation(n: int, hit: Hit, support: _Support, by: Literal["model", "match"]
         score=round(support.share, 3),
         by=by,
     )
-
-
-def _trim(text: str, start: int, end: int) -> tuple[int, int]:
-    piece = text[start:end]
-    return start + len(piece) - len(piece.lstrip()), end - (len(piece) - len(piece.rstrip()))

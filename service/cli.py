@@ -11,10 +11,10 @@ from pydantic import ValidationError
 from rich.table import Table
 
 from ingest.errors import GraftError
-from service import cli_adapters, cli_indexes, cli_ingest
-from service.cli_options import CollectionOption, JsonOption, connected, ingest_settings, service_settings
+from service import cli_adapters, cli_indexes, cli_ingest, cli_prompts
+from service.cli_options import CollectionsOption, JsonOption, asked_of, connected, ingest_settings, service_settings
 from service.schemas import QueryRequest, SearchRequest
-from service.show import ask_streaming, err, escape, out, print_answer, write_json
+from service.show import ask_streaming, err, escape, out, print_answer, print_notes, write_json
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -29,6 +29,7 @@ app.add_typer(cli_indexes.collections_app, name="collections")
 app.command()(cli_indexes.reindex)
 app.add_typer(cli_indexes.index_app, name="index")
 app.add_typer(cli_adapters.app, name="adapters")
+app.add_typer(cli_prompts.app, name="prompts")
 
 
 def main() -> None:
@@ -73,32 +74,37 @@ def up(
 @app.command()
 def query(
     question: str,
-    collection: CollectionOption = "default",
+    collection: CollectionsOption = None,
     top_k: Annotated[int | None, typer.Option(min=1, max=100)] = None,
+    previous: Annotated[str | None, typer.Option(help="The interaction that this question follows up.")] = None,
     to: JsonOption = None,
 ) -> None:
     """Asks a question; the answer streams, its sources follow."""
-    fields: dict[str, Any] = {"question": question, "collection": collection}
+    fields: dict[str, Any] = {"question": question, **asked_of(collection)}
     if top_k:
         fields["top_k"] = top_k
     request = QueryRequest(**fields)
     with connected(needs_engine=True) as client:
+        if previous:
+            request = QueryRequest(**fields, previous=previous, messages=client.turns(previous))
         if to:
             write_json(client.query(request), to)
         else:
-            print_answer(ask_streaming(client, request))
+            answer = ask_streaming(client, request)
+            print_answer(answer)
+            err.print(f"  [dim]to follow it up: --previous {answer.interaction_id}[/]")
 
 
 @app.command()
 def retrieve(
     question: str,
-    collection: CollectionOption = "default",
+    collection: CollectionsOption = None,
     top_k: Annotated[int | None, typer.Option(min=1, max=100)] = None,
     by_document: Annotated[bool, typer.Option(help="One hit a document.")] = False,
     to: JsonOption = None,
 ) -> None:
     """Shows the passages that a question finds, with their scores."""
-    fields: dict[str, Any] = {"question": question, "collection": collection}
+    fields: dict[str, Any] = {"question": question, **asked_of(collection)}
     if top_k:
         fields["top_k"] = top_k
     if by_document:
@@ -110,12 +116,14 @@ def retrieve(
         return
     table = Table("score", "dense", "BM25", "where", "text")
     for hit in found.hits:
-        where = hit.path + (f", page {hit.page}" if hit.page else "")
+        named = f"{hit.collection}: " if "collections" in fields else ""
+        where = named + hit.path + (f", page {hit.page}" if hit.page else "")
         scores = [
             f"{score:.3f}" if score is not None else "-" for score in (hit.score, hit.dense_score, hit.sparse_score)
         ]
         table.add_row(*scores, escape(where), escape(" ".join(hit.text.split())[:160]))
     out.print(table)
+    print_notes(found.notes)
 
 
 @app.command()

@@ -80,11 +80,18 @@ def reindex(
     tokens: Annotated[int | None, typer.Option(help="Of a chunk.")] = None,
     overlap: Annotated[int | None, typer.Option(help="Tokens.")] = None,
     parent_tokens: Annotated[int | None, typer.Option(help="Of a parent, for `hierarchical`.")] = None,
+    headers: Annotated[bool | None, typer.Option(help="Title and heading path above each chunk.")] = None,
     flip: Annotated[bool, typer.Option(help="Make it live at the end.")] = True,
     to: JsonOption = None,
 ) -> None:
     """Embeds and splits a collection anew, beside the live index and from the kept texts, and makes the new one live."""
-    given = {"strategy": chunking, "tokens": tokens, "overlap": overlap, "parent_tokens": parent_tokens}
+    given = {
+        "strategy": chunking,
+        "tokens": tokens,
+        "overlap": overlap,
+        "parent_tokens": parent_tokens,
+        "headers": headers,
+    }
     changes = {key: value for key, value in given.items() if value is not None}
     with connected() as client:
         fields: dict[str, Any] = {"flip": flip}
@@ -96,7 +103,9 @@ def reindex(
                 held.pop("parent_tokens", None)
             fields["chunking"] = Chunking.model_validate({**held, **changes})
         if len(fields) == 1:
-            raise InvalidError("say what changes: --embedder, --chunking, --tokens, --overlap or --parent-tokens")
+            raise InvalidError(
+                "say what changes: --embedder, --chunking, --tokens, --overlap, --parent-tokens or --headers"
+            )
         report(follow(client, client.reindex(name, ReindexRequest(**fields))), to)
 
 

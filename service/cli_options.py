@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import typer
 from pydantic import BaseModel, ValidationError
@@ -20,6 +20,10 @@ JsonOption = Annotated[
     str | None, typer.Option("--json", metavar="FILE|-", help="Write the reply as JSON; - is standard output.")
 ]
 CollectionOption = Annotated[str, typer.Option("--collection", "-c", help="The collection to use.")]
+CollectionsOption = Annotated[
+    list[str] | None,
+    typer.Option("--collection", "-c", help="The collection to ask; several: repeated, or with commas between them."),
+]
 
 
 @contextmanager
@@ -41,6 +45,12 @@ def connected(needs_engine: bool = False) -> Iterator[Client]:
 
     with in_background(settings, ingest) as url, Client(url, key) as client:
         yield client
+
+
+def asked_of(collections: list[str] | None) -> dict[str, Any]:
+    """-> the fields of a request that name what is asked."""
+    names = [name for given in collections or ["default"] for name in given.split(",")]
+    return {"collection": names[0]} if len(names) == 1 else {"collections": tuple(names)}
 
 
 def service_settings(roots: list[Path] | None) -> ServiceSettings:

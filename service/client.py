@@ -22,6 +22,7 @@ from ingest.errors import (
     NotFoundError,
     UnavailableError,
 )
+from service.records import Turn
 from service.schemas import (
     ActivateRequest,
     AdapterView,
@@ -35,6 +36,9 @@ from service.schemas import (
     IngestRequest,
     Job,
     Move,
+    PromptMove,
+    PromptRequest,
+    PromptView,
     QueryRequest,
     Ready,
     RegisterRequest,
@@ -54,6 +58,7 @@ ERRORS: dict[int, type[GraftError]] = {
     422: InvalidError,
     503: UnavailableError,
 }
+MOST_TURNS = 50  # that a query may have
 ENDED = frozenset({"succeeded", "failed", "cancelled"})
 
 
@@ -175,6 +180,22 @@ class Client:
     def adapter_moves(self) -> list[Move]:
         return [Move.model_validate(one) for one in self._send("GET", "/adapters/moves")]
 
+    def prompts(self) -> list[PromptView]:
+        return [PromptView.model_validate(one) for one in self._send("GET", "/prompts")]
+
+    def prompt(self, name: str) -> list[PromptView]:
+        """All versions of a name, oldest first; or the one that is named."""
+        return [PromptView.model_validate(one) for one in self._send("GET", f"/prompts/{name}")]
+
+    def put_prompt(self, name: str, request: PromptRequest) -> PromptView:
+        return PromptView.model_validate(self._send("PUT", f"/prompts/{name}", request.model_dump()))
+
+    def roll_back_prompt(self, collection: str) -> PromptMove:
+        return PromptMove.model_validate(self._send("POST", f"/collections/{collection}/prompt/rollback"))
+
+    def prompt_moves(self, collection: str) -> list[PromptMove]:
+        return [PromptMove.model_validate(one) for one in self._send("GET", f"/collections/{collection}/prompt/moves")]
+
     def documents(
         self,
         collection: str = "default",
@@ -219,6 +240,12 @@ class Client:
     def interaction(self, interaction_id: str) -> dict[str, Any]:
         found: dict[str, Any] = self._send("GET", f"/interactions/{interaction_id}")
         return found
+
+    def turns(self, interaction_id: str) -> list[Turn]:
+        """The conversation up to this interaction's answer, as a follow-up sends it. Raises NotFoundError."""
+        held = self.interaction(interaction_id)
+        said = [{"role": "user", "content": held["question"]}, {"role": "assistant", "content": held["answer"]}]
+        return [Turn.model_validate(turn) for turn in (*held["turns"], *said)][-MOST_TURNS:]
 
     def ready(self) -> Ready:
         """Whether it can answer; unlike the other calls it takes a 503 for an answer."""

@@ -25,6 +25,7 @@ from service.generate import Generator
 from service.jobs import ENDED, IngestPayload, Jobs
 from service.metrics import Metrics
 from service.principals import LOCAL, Keys, Principal
+from service.prompt_store import AUTO, PromptStore
 from service.records import Records
 from service.retrieve import Retriever
 from service.schemas import CollectionSettings, Dependency, Ready
@@ -54,7 +55,8 @@ class Parts:
             db.migrate(database)
             self.catalog = Catalog(database)
             self.records = Records(database)
-            self.retriever = Retriever(self.catalog, self.index, ingest, settings.reranker)
+            self.prompts = PromptStore(database)
+            self.retriever = Retriever(self.catalog, self.index, ingest, settings.reranker, settings.rerank_ms)
             self.documents = Documents(self.catalog, self.index, self.retriever, self.records, settings, ingest)
             self.jobs = Jobs(self.records, self.metrics, jobs_url(ingest), self.documents.kinds())
             url = engine.url if engine else settings.llm_url or ""
@@ -84,6 +86,7 @@ class Parts:
             self.retriever,
             self.generator,
             self.adapters,
+            self.prompts,
             self.records,
             self.metrics,
             self.small_models,
@@ -101,7 +104,7 @@ class Parts:
 
     def delete_collection(self, name: str, principal: str) -> None:
         """Raises NotFoundError, ConflictError (the default one, or a job is writing to it)."""
-        self.catalog.collection(name)
+        collection = self.catalog.collection(name)
         if name == DEFAULT:
             raise ConflictError(
                 f"collection {DEFAULT!r} always exists; ingest an empty folder with allow_empty to empty it"
@@ -109,6 +112,7 @@ class Parts:
         self.refuse_busy(name)
         self.documents.delete_collection(name)
         self.pin(name, None, principal)
+        self.prompts.use(collection.model_copy(update={"prompt": AUTO}), AUTO, principal)
 
     def refuse_busy(self, collection: str) -> None:
         """Raises ConflictError."""

@@ -31,5 +31,7 @@ def configure(home: Path, level: str) -> None:
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(level)
+    dbos = logging.getLogger("dbos")
+    dbos.handlers, dbos.propagate = [logging.NullHandler()], True  # with none it adds its own, on the terminal
     for noisy in ("httpx", "httpcore", "alembic", "uvicorn.access", "sse_starlette"):
         logging.getLogger(noisy).setLevel(logging.WARNING)

@@ -1,8 +1,11 @@
 """What Prometheus reads at `/metrics`. One registry an application, so that two in a process do not mix."""
 
+from collections.abc import Sequence
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from service.records import Interaction
+from service.schemas import Sentence
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
@@ -23,6 +26,12 @@ class Metrics:
             "graft_tokens", "Tokens of prompts and answers", ("kind", "adapter"), registry=self.registry
         )
         self._citations = Counter("graft_citations", "Citations by who made them", ("by",), registry=self.registry)
+        self._sentences = Counter(
+            "graft_sentences",
+            "Sentences of answers by whether the passages support them, and what they lack",
+            ("supported", "lacks"),
+            registry=self.registry,
+        )
         self._requests = Counter(
             "graft_http_requests", "HTTP requests", ("method", "route", "status"), registry=self.registry
         )
@@ -52,6 +61,11 @@ class Metrics:
             self._tokens.labels(kind, adapter).inc(count)
         for citation in interaction.citations:
             self._citations.labels(citation["by"]).inc()
+
+    def judged(self, sentences: Sequence[Sentence]) -> None:
+        """What the model had said, whether it was shown or not."""
+        for sentence in sentences:
+            self._sentences.labels(str(sentence.supported).lower(), sentence.unsupported or "").inc()
 
     def requested(self, method: str, route: str, status: int) -> None:
         self._requests.labels(method, route, str(status)).inc()

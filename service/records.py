@@ -39,9 +39,11 @@ interactions = Table(
     Column("principal", String(128), nullable=False),
     Column("source", String(16), nullable=False),
     Column("collection", String(64), nullable=False),
+    Column("collections", JSON(none_as_null=True)),
     Column("index_fingerprint", String(64), nullable=False),
     Column("question", Text, nullable=False),
     Column("turns", JSON, nullable=False),
+    Column("search", Text),
     Column("filters", JSON, nullable=False),
     Column("hits", JSON, nullable=False),
     Column("prompt_version", String(64), nullable=False),
@@ -50,6 +52,8 @@ interactions = Table(
     Column("adapter", String(128)),
     Column("sampling", JSON, nullable=False),
     Column("answer", Text, nullable=False),
+    Column("said", Text),
+    Column("sentences", JSON),
     Column("citations", JSON, nullable=False),
     Column("finish_reason", String(32), nullable=False),
     Column("usage", JSON, nullable=False),
@@ -96,7 +100,10 @@ class Interaction(Frozen):
     """One question and what became of it: enough to build its prompt again, token for token.
 
     `passages` is how many of `hits` the prompt held, from the first; the prompt is `service.prompt.build` of
-    `prompt_version`, `question`, `turns` and those.
+    `prompt_version`, `question`, `turns` and those. `answer` is what was shown; `said`, where that is something else, what
+    the model had said by then. `sentences` are those of `answer`; null before they were kept.
+    `collections` are all that were asked, where they are several; the answer was made by the settings of the first, which is
+    `collection`, and each of `hits` names its own. `search` is what was searched for, where that was not the question alone.
     """
 
     id: str
@@ -104,9 +111,11 @@ class Interaction(Frozen):
     principal: str
     source: Source
     collection: str
+    collections: tuple[str, ...] | None = None
     index_fingerprint: str
     question: str
     turns: tuple[Turn, ...] = ()
+    search: str | None = None
     filters: dict[str, Any] = {}
     hits: tuple[Hit, ...] = ()
     prompt_version: str
@@ -115,6 +124,8 @@ class Interaction(Frozen):
     adapter: str | None = None
     sampling: dict[str, Any] = {}
     answer: str = ""
+    said: str | None = None
+    sentences: list[dict[str, Any]] | None = None
     citations: list[dict[str, Any]] = []
     finish_reason: str
     usage: dict[str, int] = {}

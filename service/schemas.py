@@ -42,6 +42,7 @@ def _storable(metadata: dict[str, Any]) -> dict[str, Any]:
 Text = Annotated[str, AfterValidator(_encodable)]
 Question = Annotated[str, Field(max_length=8_000), AfterValidator(_encodable), AfterValidator(_said)]
 CollectionName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
+PromptName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,63}$")]
 AdapterName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,127}$")]
 Groups = Annotated[list[Annotated[Text, Field(min_length=1, max_length=128)]], Field(max_length=100)]
 
@@ -51,8 +52,12 @@ class Request(BaseModel):
 
 
 class RetrieveRequest(Request):
+    """`collections` in place of `collection`: all of them are searched. `retrieval`: in place of the collections' settings."""
+
     question: Question
     collection: CollectionName = "default"
+    collections: Annotated[tuple[CollectionName, ...], Field(min_length=2, max_length=10)] | None = None
+    retrieval: Retrieval | None = None
     filters: dict[str, FilterValue | list[FilterValue]] = {}
     top_k: Annotated[int, Field(ge=1, le=100)] | None = None
 
@@ -68,6 +73,19 @@ class RetrieveRequest(Request):
                 raise ValueError(f"field {field!r} lists no value")
         return filters
 
+    @model_validator(mode="after")
+    def _named_once(self) -> Self:
+        if self.collections is not None:
+            if "collection" in self.model_fields_set:
+                raise ValueError("name a collection or several collections, not both")
+            if len(set(self.collections)) < len(self.collections):
+                raise ValueError("collections: each is named once")
+        return self
+
+    def names(self) -> tuple[str, ...]:
+        """Of the collections that are searched; an answer takes what is said once from the first."""
+        return self.collections or (self.collection,)
+
 
 class SearchRequest(RetrieveRequest):
     """`POST /retrieve`. Grouped by document, a document scores as its best chunk."""
@@ -76,13 +94,26 @@ class SearchRequest(RetrieveRequest):
 
 
 class QueryRequest(RetrieveRequest):
-    """`POST /query`. `adapter`: leave it out for the collection's or the live one; null is the bare base."""
+    """`POST /query`. `adapter`: leave it out for the collection's or the live one; null is the bare base.
+
+    `messages`: the turns before. `previous`: the interaction of the last of them, whose cited chunks stay candidates.
+    `search`: what to search for in place of the question, which is asked as it is all the same.
+    """
 
     messages: Annotated[list[Turn], Field(max_length=50)] = []
+    previous: Annotated[Text, Field(min_length=1, max_length=64)] | None = None
+    search: Question | None = None
     max_tokens: Annotated[int, Field(ge=1, le=8192)] | None = None
     adapter: AdapterName | None = None
     source: Source = "user"
     stream: bool = False
+    without_passages: bool = False
+
+    @model_validator(mode="after")
+    def _control(self) -> Self:
+        if self.without_passages and self.source != "eval":
+            raise ValueError('without_passages is a control of evaluations: it needs "source": "eval"')
+        return self
 
 
 class Citation(Frozen):
@@ -105,30 +136,51 @@ class Citation(Frozen):
     by: Literal["model", "match"]
 
 
+Unsupported = Literal["number", "words", "citation"]
+
+
 class Sentence(Frozen):
-    """A sentence of the answer: answer[start:end] == text. `citations`: the `n` of each that supports it."""
+    """A sentence of the answer: answer[start:end] == text. `citations`: the `n` of each that supports it.
+
+    `unsupported` says why one is not `supported`: a number or name that its sources do not hold; words of which they hold
+    too little; or a `[n]` that is no passage of the prompt, or not one that says so. Refusals, questions and greetings
+    claim nothing, and are supported without a citation.
+    """
 
     text: str
     start: int
     end: int
     citations: tuple[int, ...] = ()
+    supported: bool = True
+    unsupported: Unsupported | None = None
 
 
 class Answer(Frozen):
+    """`search`: what was searched for, where that was not the question alone. `notes`: what of the question or of the
+    collections their embedders do not read.
+    """
+
     answer: str
     sentences: tuple[Sentence, ...]
     citations: tuple[Citation, ...]
     collection: str
+    collections: tuple[str, ...] | None = None
     adapter: str | None
     usage: dict[str, int]
     timings_ms: dict[str, float]
     finish_reason: str
+    search: str | None = None
     interaction_id: str
+    notes: tuple[str, ...] = ()
 
 
 class Retrieved(Frozen):
+    """`reranked`: hits that the cross-encoder read, of all that were candidates. `notes`: as an answer's."""
+
     hits: tuple[Hit, ...]
     timings_ms: dict[str, float]
+    reranked: int = 0
+    notes: tuple[str, ...] = ()
 
 
 Place = Annotated[Text, Field(min_length=1, max_length=4096)]
@@ -215,7 +267,7 @@ class CollectionSettings(Request):
     embedder: Annotated[str, Field(min_length=1, max_length=512)] | None = None
     chunking: Chunking | None = None
     retrieval: Retrieval | None = None
-    prompt: Literal["auto", "brief", "cited"] | None = None
+    prompt: PromptName | None = None  # "auto", a version, or a name, which stands for its newest version of now
     adapter: AdapterName | None = None
     threshold: Annotated[float, Field(allow_inf_nan=False)] | None = None
 
@@ -333,6 +385,36 @@ class Move(Frozen):
     from_name: str | None
     to_name: str | None
     why: str | None
+
+
+class PromptRequest(Request):
+    """`template`: a prompt as a TOML file holds it (docs/answers.md)."""
+
+    template: Annotated[Text, Field(max_length=64_000)]
+
+
+class PromptView(Frozen):
+    """A version of a prompt, which never changes. Those `built_in` are files of the product."""
+
+    version: str
+    name: str
+    number: int
+    source: str
+    built_in: bool
+    created_at: datetime | None = None
+    principal: str | None = None
+
+
+class PromptMove(Frozen):
+    """One move of a collection's prompt, from and to "auto" or a version."""
+
+    seq: int
+    at: datetime
+    principal: str
+    collection: str
+    kind: Literal["use", "rollback"]
+    from_version: str
+    to_version: str
 
 
 class Dependency(Frozen):

@@ -46,7 +46,11 @@ class ServiceSettings(BaseSettings):
     prompt_tokens: int = Field(2048, ge=256)  # passages are left out from the last one on to stay below
     temperature: float = Field(0.0, ge=0)
     first_token_seconds: float = Field(120, gt=0)
+    unsupported: Literal["mark", "drop", "refuse"] = "mark"  # sentences that the passages do not support
+    rewrite: Literal["auto", "rules", "engine", "off"] = "auto"  # how a follow-up question is made to stand alone
+    rewrite_seconds: float = Field(5, gt=0)  # for the engine's way; then the rules' is taken
     reranker: str = "ms-marco-minilm-l-12-v2"
+    rerank_ms: float = Field(1000, gt=0)  # that reranking may take of a question
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 
     @field_validator("max_lora_rank", mode="before")

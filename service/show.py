@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Iterable
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -58,11 +59,16 @@ def said(at: Progress) -> str:
 
 
 def ask_streaming(client: Client, request: QueryRequest) -> Answer:
+    sent: list[str] = []
+
     def show(text: str) -> None:
+        sent.append(text)
         out.print(escape(text), end="")
 
     answer = client.query(request, show)
     out.print()
+    if "".join(sent).strip() != answer.answer:  # what was sent is taken back (SERVICE_UNSUPPORTED=refuse)
+        out.print(escape(answer.answer))
     return answer
 
 
@@ -75,6 +81,12 @@ def print_answer(answer: Answer) -> None:
         out.print(f"      [dim]{escape(' '.join(citation.quote.split()))}[/]")
     if not answer.citations:
         out.print("  [dim]no passage supports this answer[/]")
+    print_notes(answer.notes)
+
+
+def print_notes(notes: Iterable[str]) -> None:
+    for note in notes:
+        out.print(f"  [yellow]note:[/] {escape(note)}")
 
 
 def summary(report: Report) -> str:
@@ -90,8 +102,7 @@ def print_report(job: Job) -> None:
         out.print(f"  [red]failed[/] {escape(failure.path)}: {escape(failure.reason)}")
     for skip in job.report.skips:
         out.print(f"  [dim]skipped {escape(skip.path)}: {escape(skip.reason)}[/]")
-    for note in job.report.notes:
-        out.print(f"  [yellow]note:[/] {escape(note)}")
+    print_notes(job.report.notes)
 
 
 def write_json(value: BaseModel | list[Any], target: str) -> None:

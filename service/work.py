@@ -23,6 +23,7 @@ from ingest.source import Reader, Remote
 from ingest.sync import SIDECAR, Folder, Labelling
 from ingest.writer import Target
 from service.jobs import DumpPayload, IngestPayload, LoadPayload, ReindexPayload, Work
+from service.prompt_store import AUTO
 from service.records import JobKind, Records
 from service.retrieve import Retriever
 from service.schemas import CollectionSettings, IndexView
@@ -78,7 +79,7 @@ class Documents:
             chunking=chunking,
             fingerprint=index_fingerprint(embedder, chunking),
             retrieval=given.retrieval or (held.retrieval if held else Retrieval()),
-            prompt=given.prompt or (held.prompt if held else "auto"),
+            prompt=held.prompt if held else AUTO,
             threshold=given.threshold if "threshold" in fields or not held else held.threshold,
             created_at=held.created_at if held else now(),
         )

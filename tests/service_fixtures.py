@@ -162,7 +162,9 @@ class WireEngine:
         """Whether it serves a model of this name; as vLLM with its filesystem resolver."""
         if model == BASE_NAME or model in self.adapters:
             return True
-        configs = [folder / model / "adapter_config.json" for folder in tuple(RESOLVER_FOLDERS)] if self.resolves else []
+        configs = (
+            [folder / model / "adapter_config.json" for folder in tuple(RESOLVER_FOLDERS)] if self.resolves else []
+        )
         bases = [json.loads(file.read_text())["base_model_name_or_path"] for file in configs if file.is_file()]
         if self.root in bases:  # each home names its trial's adapters alike, maybe for another base
             self.adapters.add(model)

@@ -1,5 +1,7 @@
 """Chunks: exact offsets, the token limit, nothing lost, and ids that stay."""
 
+import subprocess
+import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -177,3 +179,19 @@ def test_headings_without_any_text_between_them_stay_together(counter: TokenCoun
 def test_each_chunk_of_a_mixed_document_has_its_own_language(counter: TokenCounter) -> None:
     text = "# A\n\nThe pump holds three litres of oil and is checked each year.\n\n# B\n\n水泵每年需要维护两次，先切断电源。\n"
     assert [chunk.language for chunk in chunks_of(text, counter)] == ["en", "zh"]
+
+
+def test_to_split_takes_no_more_memory_than_it_needs() -> None:
+    """What is installed for other parts of the product is not loaded with the splitter, into each parser."""
+    script = (
+        "import sys\n"
+        "from ingest.chunk import split\n"
+        "from ingest.embed import TokenCounter\n"
+        "from ingest.schemas import Chunking, ParsedText\n"
+        "text = ParsedText(text='One sentence. And another one. ' * 40, mime='text/plain')\n"
+        "assert split('d', text, Chunking(tokens=32), TokenCounter(lambda text: list(range(len(text.split()))), 510))\n"
+        "assert 'nltk' in sys.modules\n"
+        "print(*{'scipy', 'sklearn', 'pandas', 'matplotlib', 'torch'} & set(sys.modules))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+import qdrant_edge
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -17,6 +18,8 @@ from ingest.chunk import split
 from ingest.embed import Embedder, load_counter
 from ingest.errors import LockedError, UnavailableError
 from ingest.index import (
+    DENSE,
+    SPARSE,
     Candidates,
     Filter,
     Index,
@@ -233,12 +236,48 @@ def test_chinese_is_indexed_by_words_not_by_whole_sentences() -> None:
     assert set(sparse_query("电源").indices) <= set(document.indices)
 
 
+@pytest.mark.parametrize(
+    ("asked", "text"),
+    [
+        ("7124", "Replace the seal KX-7124 once a year."),
+        ("kx-7124", "Replace the seal KX7124 once a year."),
+        ("error E-404", "The display shows E404."),
+        ("2024", "２０２４年的预算是五百万元。"),
+        ("1,250 hours", "Grease it every 1250 running hours."),
+        ("3.2", "It holds 3.2 litres."),
+    ],
+)
+def test_numbers_and_part_numbers_are_words_too(asked: str, text: str) -> None:
+    assert set(sparse_query(asked).indices) & set(sparse_document(text).indices)
+    other = set(sparse_document("Seal, budget, display and litres; hours of a year.").indices)
+    assert set(sparse_query(asked).indices) - other
+
+
 def test_fusion_weighs_each_side_scaled_to_its_own_range() -> None:
     """By hand: dense a 1, b 0.5, c 0; BM25 c 1, a 0.25, d 0; weights 0.6 and 0.4."""
     candidates = Candidates([("a", 0.9), ("b", 0.8), ("c", 0.7)], [("c", 12.0), ("a", 6.0), ("d", 4.0)])
     fused = fuse(candidates, 0.6)
     assert [key for key, _ in fused] == ["a", "c", "b", "d"]
     assert [score for _, score in fused] == pytest.approx([0.7, 0.4, 0.3, 0.0])
+
+
+def test_reciprocal_ranks_are_weighted_and_added() -> None:
+    """By hand, k 1, so that ranks are worth 1, 2/3, 1/2: dense a, b, c with weight .7; BM25 c, d, a with .3."""
+    candidates = Candidates([("a", 0.9), ("b", 0.8), ("c", 0.1)], [("c", 12.0), ("d", 6.0), ("a", 4.0)])
+    fused = fuse(candidates, 0.7, rrf_k=1)
+    assert [key for key, _ in fused] == ["a", "c", "b", "d"]
+    assert [score for _, score in fused] == pytest.approx([0.85, 0.65, 0.7 * 2 / 3, 0.2])
+    assert [key for key, _ in fuse(candidates, 0.7, rrf_k=1000)] == ["a", "c", "b", "d"]
+    assert fuse(Candidates([("a", 0.5)], [("a", 9.0)]), 0.7, rrf_k=60) == [("a", 1.0)]
+    tied = [("b", 2.0), ("a", 2.0), ("c", 1.0)]
+    assert dict(fuse(Candidates([], tied), 0.0, rrf_k=1)) == pytest.approx({"a": 1.0, "b": 1.0, "c": 0.5})
+
+
+def test_dense_scores_are_valued_among_those_of_peers() -> None:
+    peers = [("x", 1.0), ("a", 0.75), ("b", 0.5), ("y", 0.0)]
+    candidates = Candidates([("a", 0.75), ("b", 0.5)], [("b", 3.0), ("a", 1.0)])
+    assert dict(fuse(candidates, 0.6, peers=peers)) == pytest.approx({"b": 0.7, "a": 0.45})
+    assert dict(fuse(candidates, 1.0, rrf_k=1, peers=peers)) == pytest.approx({"a": 2 / 3, "b": 0.5})
 
 
 def test_without_a_dense_side_the_order_is_that_of_bm25() -> None:
@@ -259,6 +298,48 @@ def test_fused_scores_lie_between_0_and_1_best_first(sides: tuple[dict[str, floa
     scores = [score for _, score in fuse(Candidates(dense, sparse), weight)]
     assert scores == sorted(scores, reverse=True)
     assert all(-1e-9 <= score <= 1 + 1e-9 for score in scores)
+
+
+@pytest.mark.parametrize("weight", [0.0, 1.0])
+def test_a_side_without_weight_is_not_asked(edge: EdgeIndex, vectors: dict[str, Any], weight: float) -> None:
+    question = QUESTIONS[0]
+    for hit in search(edge, "examples", vectors[question], question, Filter(), Retrieval(dense_weight=weight), 10):
+        assert (hit.dense_score is None) == (weight == 0)
+        assert (hit.sparse_score is None) == (weight == 1)
+
+
+def test_quantised_vectors_find_what_the_real_ones_do_with_their_scores(
+    edge: EdgeIndex, vectors: dict[str, Any]
+) -> None:
+    for question in QUESTIONS[:9]:
+        quick, exact = (
+            edge.search("examples", vectors[question], None, FILTERS[1], 10, quantized).dense
+            for quantized in (True, False)
+        )
+        assert [key for key, _ in quick] == [key for key, _ in exact]
+        assert [score for _, score in quick] == pytest.approx([score for _, score in exact], abs=1e-6)
+
+
+def test_dense_vectors_are_fetched_by_id(corpus: Corpus, edge: EdgeIndex, server: ServerIndex) -> None:
+    some = corpus.points[3:9]
+    for index in (edge, server):
+        found = index.vectors("examples", [*(one.id for one in some), "00000000-0000-4000-8000-00000000ffff"])
+        assert set(found) == {one.id for one in some}
+        assert all(found[one.id] == pytest.approx(one.dense, abs=1e-6) for one in some)
+        assert index.vectors("examples", []) == {}
+
+
+def test_chunks_are_found_by_their_places_in_documents(corpus: Corpus, edge: EdgeIndex, server: ServerIndex) -> None:
+    first, second = corpus.documents["faq.html"], corpus.documents["zh/pump-maintenance.md"]
+    places = {first: {0, 1}, second: {2}, "nowhere": {0}}
+    known = {(one.payload["document_id"], one.payload["ordinal"]): one.payload for one in corpus.points}
+    for index in (edge, server):
+        found = index.at("examples", places)
+        assert {(one["document_id"], one["ordinal"]) for one in found} == {(first, 0), (first, 1), (second, 2)}
+        for one in found:
+            whole = known[one["document_id"], one["ordinal"]]
+            assert one == {key: whole[key] for key in ("document_id", "ordinal", "start", "end", "text")}
+        assert index.at("examples", {}) == []
 
 
 def test_a_point_is_written_changed_and_deleted(engine: Index) -> None:
@@ -304,6 +385,8 @@ def test_an_index_that_is_not_there_answers_as_an_empty_one(engine: Index) -> No
     assert engine.count("c") == 0
     assert engine.ids("c", "d") == set()
     assert engine.payloads("c", [point(1, "").id]) == {}
+    assert engine.vectors("c", [point(1, "").id]) == {}
+    assert engine.at("c", {"d": {0}}) == []
     assert engine.search("c", point(1, "").dense, sparse_query("pump"), Filter(), 5) == Candidates([], [])
     engine.flush("c")
 
@@ -412,6 +495,24 @@ def test_writing_to_an_index_that_was_dropped_meanwhile_is_an_error_of_ours(tmp_
     index = EdgeIndex(tmp_path)
     with pytest.raises(UnavailableError, match="'c' was dropped"):
         index.upsert("c", [point(1, "pump")])
+    index.close()
+
+
+def test_an_index_made_before_there_were_quantised_vectors_is_searched_and_written(tmp_path: Path) -> None:
+    vectors = {DENSE: qdrant_edge.EdgeVectorParams(size=4, distance=qdrant_edge.Distance.Cosine)}
+    words = {SPARSE: qdrant_edge.EdgeSparseVectorParams(modifier=qdrant_edge.Modifier.Idf)}
+    (tmp_path / "c").mkdir()
+    shard = qdrant_edge.EdgeShard.create(
+        str(tmp_path / "c"), qdrant_edge.EdgeConfig(vectors=vectors, sparse_vectors=words)
+    )
+    shard.flush()
+    shard.close()
+    (tmp_path / "c/.ready").touch()
+    index = EdgeIndex(tmp_path)
+    index.upsert("c", [point(n, f"pump number{n}") for n in range(4)])
+    found = index.search("c", point(2, "").dense, sparse_query("number2"), Filter(), 1)
+    assert [key for side in found for key, _ in side] == [point(2, "").id] * 2
+    assert found.dense[0][1] == pytest.approx(1)
     index.close()
 
 

@@ -143,8 +143,9 @@ def test_an_ingest_killed_at_random_moments_ends_as_an_unbroken_one(models: Path
 
     killed = 0
     for kill in range(KILLS):
-        # from before the first chunk to shortly before the last: while it embeds, and while it writes
-        chunks = 0 if kill == 0 else dice.randrange(1, total - 40)
+        # from before the first chunk on: while it embeds, and while it writes; each run begins with what the last one left,
+        # and counts from there
+        chunks = 0 if kill == 0 else dice.randrange(1, total // 6)
         killed += kill_at(broken, folder, models, chunks, seconds=dice.uniform(0, 0.2))
         deadline = time.monotonic() + 30
         while of_home(broken) and time.monotonic() < deadline:

@@ -404,6 +404,7 @@ def test_an_emptied_folder_empties_the_index_when_that_is_allowed(life: dict[str
     assert allowed.report.notes == ()
 
 
+@pytest.mark.slow
 def test_a_file_of_an_unread_kind_is_not_looked_at_again(home: Home) -> None:
     write(home.folder, {"a.md": "Words.", "sound.mp3": b"ID3\x04\x00"})
     first = home.job().run()
@@ -486,6 +487,7 @@ def test_a_child_that_says_nothing_for_too_long_ends_the_job(home: Home) -> None
     assert watch.left_over() == []
 
 
+@pytest.mark.slow
 def test_a_child_that_dies_between_two_documents_fails_the_job(home: Home) -> None:
     write(home.folder, {"a.md": "Words.", "b.md": "More words."})
     watch = Watch()
@@ -563,6 +565,7 @@ def test_progress_ends_with_all_files_and_bytes(home: Home) -> None:
     assert [one.files for one in told] == sorted(one.files for one in told)
 
 
+@pytest.mark.slow
 def test_a_forgotten_collection_takes_its_documents_and_texts_along(home: Home) -> None:
     write(home.folder, {"a.txt": "Words of this collection."})
     home.job().run()

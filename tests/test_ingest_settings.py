@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from pydantic_settings import BaseSettings
 
+from eval.settings import EvalSettings
 from ingest.settings import CHECKOUT, IngestSettings
 from service.settings import ServiceSettings
 
@@ -16,15 +17,18 @@ def environment_names(settings: type[BaseSettings]) -> list[str]:
     return [str(field.validation_alias or f"{prefix}{name}".upper()) for name, field in fields]
 
 
-@pytest.mark.parametrize("name", environment_names(IngestSettings) + environment_names(ServiceSettings))
+ALL = [name for settings in (IngestSettings, ServiceSettings, EvalSettings) for name in environment_names(settings)]
+
+
+@pytest.mark.parametrize("name", ALL)
 def test_every_setting_is_documented(name: str) -> None:
     documented = (CHECKOUT / "docs/settings.md").read_text()
     assert re.search(rf"\b{name}\b", documented), f"{name} is not in docs/settings.md"
 
 
 def test_every_documented_setting_exists() -> None:
-    documented = set(re.findall(r"\b(?:INGEST|SERVICE)_[A-Z0-9_]+\b", (CHECKOUT / "docs/settings.md").read_text()))
-    assert documented <= {*environment_names(IngestSettings), *environment_names(ServiceSettings)}
+    documented = set(re.findall(r"\b(?:INGEST|SERVICE|EVAL)_[A-Z0-9_]+\b", (CHECKOUT / "docs/settings.md").read_text()))
+    assert documented <= set(ALL)
 
 
 def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -298,6 +298,7 @@ def test_engine_that_mixes_answers_with_the_base_alone(tmp_path: Path, wire: Wir
         assert service.ask(adapter=name).status_code == 503
 
 
+@pytest.mark.slow
 def test_limit_is_named(tmp_path: Path, wire: WireEngine) -> None:
     settings = {"SERVICE_LLM_URL": wire.url, "SERVICE_MAX_CPU_LORAS": "2", "SERVICE_MAX_LORAS": "2"}
     with running(tmp_path / "home", tmp_path, "--no-engine", **settings) as service:

@@ -2,6 +2,8 @@
 
 from service_fixtures import DOCUMENTS, Service, WireEngine
 
+from service.prompt import CURRENT
+
 FIELDS = {
     "name", "embedder", "chunking", "fingerprint", "retrieval", "prompt", "adapter", "threshold", "created_at",
     "documents", "chunks",
@@ -30,11 +32,11 @@ def test_put_creates_changes_and_leaves_out(service: Service, adapter: str) -> N
     created = service.http.put("/collections/shelf", json={"threshold": 0.3, "adapter": adapter})
     assert created.status_code == 200
     changed = service.http.put("/collections/shelf", json={"prompt": "cited", "retrieval": {"top_k": 3}}).json()
-    assert (changed["threshold"], changed["adapter"], changed["prompt"]) == (0.3, adapter, "cited")
+    assert (changed["threshold"], changed["adapter"], changed["prompt"]) == (0.3, adapter, CURRENT["cited"])
     assert changed["retrieval"]["top_k"] == 3
     assert changed["created_at"] == created.json()["created_at"]
     unset = service.http.put("/collections/shelf", json={"threshold": None, "adapter": None}).json()
-    assert (unset["threshold"], unset["adapter"], unset["prompt"]) == (None, None, "cited")
+    assert (unset["threshold"], unset["adapter"], unset["prompt"]) == (None, None, CURRENT["cited"])
     assert service.http.delete("/collections/shelf").status_code == 204
     assert service.http.get("/collections/shelf").status_code == 404
     assert service.http.delete("/collections/shelf").status_code == 404

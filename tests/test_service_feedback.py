@@ -5,6 +5,8 @@ from collections.abc import Callable
 import pytest
 from service_fixtures import IMPELLER, Service
 
+from service.prompt import CURRENT
+
 
 @pytest.fixture
 def interaction_id(service: Service) -> str:
@@ -27,7 +29,7 @@ def test_interaction_shows_what_the_answer_was_made_of(service: Service, interac
     assert (held["id"], held["question"], held["collection"]) == (interaction_id, IMPELLER, "default")
     assert held["principal"] == "local"
     assert held["index_fingerprint"] == service.http.get("/collections/default").json()["fingerprint"]
-    assert held["prompt_version"] == "cited-1"
+    assert held["prompt_version"] == CURRENT["cited"]
     assert {"chunk_id", "text", "score"} <= set(held["hits"][0])
     assert held["sampling"] == {"max_tokens": 256, "temperature": 0.0}
     assert held["feedback"] == []

@@ -102,6 +102,7 @@ def test_events_of_an_ended_job_are_its_end(service: Service) -> None:
     assert cancel(service, job["job_id"]) == "succeeded"  # too late: it stays as it ended
 
 
+@pytest.mark.slow
 def test_a_collection_takes_one_job_at_a_time_others_do_not_wait_and_a_cancel_leaves_nothing(
     service: Service, many: Path
 ) -> None:

@@ -157,6 +157,7 @@ def test_with_keys_other_hosts_may_ask(keyed: Service) -> None:
     assert keyed.http.get("/collections", headers=headers).status_code == 200
 
 
+@pytest.mark.slow
 def test_an_uploaded_file_is_for_its_groups_alone_and_by_admins_alone(
     keyed: Service, client: Callable[[str], Client]
 ) -> None:
@@ -178,6 +179,7 @@ def test_an_uploaded_file_is_for_its_groups_alone_and_by_admins_alone(
         assert keyed.http.post("/documents", data=form, files=files, headers=headers).status_code == 403
 
 
+@pytest.mark.slow
 def test_a_sidecar_narrows_a_document_of_an_open_folder(keyed: Service, client: Callable[[str], Client]) -> None:
     folder = keyed.root / "sidecars"
     write(folder, {"pay.md": SECRETS["a/pay.md"], "open.md": "The plumbers eat at noon."})

@@ -28,7 +28,7 @@ from service_fixtures import (
 
 from ingest.schemas import Hit
 from ingest.settings import IngestSettings
-from service.prompt import REFUSAL, REFUSAL_ZH, build
+from service.prompt import CURRENT, REFUSAL, REFUSAL_ZH, build
 from service.records import Interaction, Turn
 
 ANSWER = "".join(IMPELLER_ANSWER)
@@ -65,8 +65,8 @@ def prompt_text(asked: Asked) -> str:
 def test_answer_has_every_field_and_its_source(service: Service) -> None:
     answer = service.answer()
     assert set(answer) == {
-        "answer", "sentences", "citations", "collection", "adapter", "usage", "timings_ms", "finish_reason",
-        "interaction_id",
+        "answer", "sentences", "citations", "collection", "collections", "adapter", "usage", "timings_ms", "finish_reason",
+        "interaction_id", "search", "notes",
     }  # fmt: skip
     assert answer["answer"] == ANSWER
     assert answer["collection"] == "default"
@@ -334,7 +334,7 @@ def forget_model(service: Service, wire: WireEngine) -> None:
 def test_bundled_models_supported_answer_stands(service: Service, bundled: WireEngine) -> None:
     answer = service.answer()
     assert (answer["answer"], answer["finish_reason"]) == (ANSWER, "stop")
-    assert service.interaction(answer["interaction_id"])["prompt_version"] == "brief-1"
+    assert service.interaction(answer["interaction_id"])["prompt_version"] == CURRENT["brief"]
     assert rebuilt(service, answer) == bundled.last().body["messages"]
 
 

@@ -2,6 +2,7 @@
 
 from anyio import to_thread
 from fastapi import APIRouter
+from fastapi.exceptions import RequestValidationError
 
 from ingest import remote
 from ingest.catalog import Collection
@@ -41,7 +42,10 @@ async def put_collection(
     pins = "adapter" in body.model_fields_set
     if pins and body.adapter:
         await parts.adapters.ready(body.adapter)
-    await to_thread.run_sync(parts.put_collection, name, body)
+    prompt = await to_thread.run_sync(_prompt, parts, body.prompt) if body.prompt else None
+    held = await to_thread.run_sync(parts.put_collection, name, body)
+    if prompt:
+        await to_thread.run_sync(parts.prompts.use, held, prompt, principal.id)
     if pins:
         await to_thread.run_sync(parts.pin, name, body.adapter, principal.id)
     return await to_thread.run_sync(lambda: _view(parts, parts.catalog.collection(name)))
@@ -112,6 +116,14 @@ async def load(name: CollectionName, body: MoveRequest, parts: WithParts, princi
     return await to_thread.run_sync(enqueue)
 
 
+def _prompt(parts: Parts, wanted: str) -> str:
+    """-> "auto" or a version. An unknown one is a field that does not fit."""
+    try:
+        return parts.prompts.resolved(wanted)
+    except InvalidError as error:
+        raise RequestValidationError([{"loc": ("body", "prompt"), "msg": str(error), "type": "prompt"}]) from error
+
+
 def _target(parts: Parts, target: str, exists: bool) -> str:
     """Folders, also those of embedded stores, lie below the allowed roots. Raises ForbiddenError, InvalidError."""
     from ingest import stores
@@ -129,6 +141,10 @@ def _target(parts: Parts, target: str, exists: bool) -> str:
 def _view(parts: Parts, collection: Collection) -> CollectionView:
     counts = parts.catalog.count(collection.name)
     adapter = parts.adapters.registry.pointers().get(collection.name)
+    prompt = parts.prompts.pointer(collection)
     return CollectionView(
-        **collection.model_dump(), adapter=adapter, documents=counts.get("done", 0), chunks=counts["chunks"]
+        **collection.model_dump() | {"prompt": prompt},
+        adapter=adapter,
+        documents=counts.get("done", 0),
+        chunks=counts["chunks"],
     )

@@ -43,13 +43,14 @@ async def retrieve(body: SearchRequest, parts: WithParts, principal: WithPrincip
     found = await to_thread.run_sync(
         parts.retriever.retrieve,
         body.question,
-        body.collection,
+        body.names(),
         body.filters,
         principal.groups,
         body.top_k,
         by_document,
+        body.retrieval,
     )
-    return Retrieved(hits=tuple(found.hits), timings_ms=found.timings_ms)
+    return Retrieved(hits=tuple(found.hits), timings_ms=found.timings_ms, reranked=found.reranked, notes=found.notes)
 
 
 async def _last(events: AsyncGenerator[Event]) -> Answer:
