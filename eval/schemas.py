@@ -114,7 +114,7 @@ class RunFacts(Frozen):
 class _Run(Frozen):
     facts: RunFacts
 
-    @computed_field  # type: ignore[prop-decorator]
+    @computed_field  # type: ignore[prop-decorator]  # mypy takes no decorator on top of a property
     @property
     def configuration(self) -> dict[str, Any]:
         """That of `facts`, where a reader of the file looks for it."""
