@@ -5,7 +5,7 @@ DATA ?=
 SCRATCH ?=
 export PYTHON ASK
 
-.PHONY: run test check bench bench-quality lock clean machine service dev train engine models lint
+.PHONY: run test check bench bench-quality bench-tune lock clean machine service dev train engine models lint
 .NOTPARALLEL:
 
 run: machine service engine models
@@ -30,6 +30,10 @@ bench: machine service dev engine models
 bench-quality: machine service dev engine models
 	.venv/bin/python -m benchmarks retrieval_quality retrieval_vs_llamaindex retrieve_stages languages conversations \
 		injection blame_agreement answer_quality $(if $(DATA),--data "$(DATA)") $(if $(SCRATCH),--scratch "$(SCRATCH)")
+
+# What training costs by method, and beside a plain TRL script.
+bench-tune: machine service dev train engine models
+	.venv/bin/python -m benchmarks tune_methods tune_speed tune_answers $(if $(DATA),--data "$(DATA)") $(if $(SCRATCH),--scratch "$(SCRATCH)")
 
 machine:
 	@$(PYTHON) -I service/machine.py

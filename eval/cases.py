@@ -19,7 +19,7 @@ from service.schemas import Question, Text
 
 LAYOUTS = """a data set is one of
   a folder with corpus.jsonl, queries.jsonl and qrels/SPLIT.tsv (BEIR), each also as .gz
-  a JSON file of SQuAD's, PubMedQA's or BeerQA's layout
+  a JSON file of SQuAD's, PubMedQA's or BeerQA's layout, or of `graft dataset split`
   a JSONL file of {"question", "relevant"}, for a collection that is there already"""
 RARE = 0.02  # of the questions: fewer in a language beside a neighbour of theirs are taken for wrongly told
 Id = Annotated[str, Field(validation_alias=AliasChoices("_id", "id"))]

@@ -1,4 +1,6 @@
-"""Data sets that are one JSON file: SQuAD and its dialects (XQuAD, DRCD, COVID-QA), PubMedQA, BeerQA."""
+"""Data sets that are one JSON file: SQuAD and its dialects (XQuAD, DRCD, COVID-QA), PubMedQA, BeerQA, and our own, which
+`graft dataset split` writes.
+"""
 
 from collections.abc import Callable, Iterable
 from typing import Annotated, Any, Literal, TypeVar
@@ -76,6 +78,8 @@ def reader_of(content: Any) -> Callable[[Any, str, list[str]], DataSet] | None:
         return squad
     if "context" in first and "question" in first:
         return beerqa
+    if isinstance(content, dict) and {"documents", "cases"} <= content.keys():
+        return own
     if isinstance(content, dict) and any(isinstance(one, dict) and "QUESTION" in one for one in content.values()):
         return pubmedqa
     return None
@@ -141,6 +145,11 @@ def beerqa(content: Any, name: str, refused: list[str]) -> DataSet:
         answers = _distinct(one.answers)
         cases.append(Case(id=one.id, question=one.question, relevant=relevant, answers=answers, slices=slices))
     return DataSet(name=name, documents=documents.all(), cases=_unique(cases, refused))
+
+
+def own(content: Any, name: str, refused: list[str]) -> DataSet:
+    """A `DataSet` as it is, under the name that it has."""
+    return _checked(TypeAdapter(DataSet), content, refused) or DataSet(name=name, documents=(), cases=())
 
 
 class _Documents:

@@ -13,3 +13,8 @@ app.command()(cli_search.sweep)
 app.command()(cli_search.probe)
 app.command()(cli_search.calibrate)
 app.command()(cli_search.weights)
+
+
+def mount(command: typer.Typer) -> None:
+    """Into the `graft` command."""
+    command.add_typer(app, name="eval")

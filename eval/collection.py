@@ -143,7 +143,7 @@ def _existing(client: Client, dataset: DataSet, name: str, tried: Tried) -> Plac
     view = client.collection(name)
     merged = {**view.retrieval.model_dump(), **tried.retrieval}
     retrieval = _fitting(Retrieval, merged) if tried.retrieval else None
-    listed = _documents(client, name)
+    listed = documents_of(client, name)
     if not dataset.documents:
         _check_paths(dataset, {one.path for one in listed if one.chunks}, name)
         return Placed(view, {}, retrieval, {})
@@ -230,7 +230,7 @@ def _ids(dataset: DataSet) -> dict[str, str]:
     return {document_name(one): one.id for one in dataset.documents if _says_something(one)}
 
 
-def _documents(client: Client, name: str) -> list[DocumentView]:
+def documents_of(client: Client, name: str) -> list[DocumentView]:
     found: list[DocumentView] = []
     while page := client.documents(name, limit=PAGE, offset=len(found)):
         found.extend(page)

@@ -4,6 +4,7 @@ Until an engine has passed the trial it is given no adapter, so that no answer i
 """
 
 import asyncio
+import json
 import logging
 import time
 from contextlib import suppress
@@ -11,12 +12,12 @@ from pathlib import Path
 from typing import Literal
 
 from ingest.errors import GraftError, SettingsError, UnavailableError
-from service.adapters import ALL, Adapter, Registry
+from service.adapters import ALL, PRODUCT, Adapter, Registry
 from service.base_model import BaseModel, read_base
 from service.generate import AdapterLostError, Generator
 from service.lora_probe import MixingError, try_engine
 from service.metrics import Metrics
-from service.preflight import Limits
+from service.preflight import MANIFEST, Limits
 from service.schemas import Move
 from service.settings import ServiceSettings
 
@@ -40,6 +41,7 @@ class AdapterServing:
         # Of an engine elsewhere the number is not known; vLLM's own default is 1.
         self._slots = max(settings.max_loras, 8 if settings.llm_url else 1)
         self._substitute = settings.llm_model_folder
+        self.bundled: Path | None = None  # folders of adapters that come with the product, where they are to answer
         self._base: BaseModel | None = None  # of the engine that was tried last
         self._registering = asyncio.Lock()
 
@@ -78,13 +80,13 @@ class AdapterServing:
         return adapter, new
 
     async def activate(self, name: str | None, collection: str, principal: str, why: str | None) -> Move:
-        """The pointer moves once the engine has the adapter. Raises NotFoundError, UnavailableError."""
+        """The pointer moves once the engine has the adapter. Raises as `ready`."""
         if name is not None:
             await self.ready(name)
         return await self._moved(await asyncio.to_thread(self.registry.activate, name, collection, principal, why))
 
     async def roll_back(self, collection: str, principal: str, why: str | None) -> Move:
-        """Raises ConflictError when there is nothing to undo, UnavailableError."""
+        """Raises ConflictError when there is nothing to undo; and as `ready`."""
         before = await asyncio.to_thread(self.registry.before, collection)
         if before is not None:
             await self.ready(before)
@@ -106,29 +108,20 @@ class AdapterServing:
             )
 
     async def load(self, name: str) -> None:
-        """The engine finds the adapter by its resolver, at its first request; else it is told of the folder.
-
-        Raises UnavailableError.
-        """
+        """Raises UnavailableError."""
         started = time.perf_counter()
         try:
-            try:
-                await self.generator.complete(name, "a", 1)
-            except AdapterLostError as lost:
-                logger.warning("adapter lost: %s", lost)
-                await self.generator.load_adapter(name, str(self.registry.folder / name))
-                await self.generator.complete(name, "a", 1)
-        except GraftError as error:
+            await load_into(self.generator, name, self.registry.folder)
+        except UnavailableError:
             self.metrics.adapter_load_failed()
-            raise UnavailableError(f"the engine did not load adapter {name!r}: {error}") from error
+            raise
         self.metrics.adapter_loaded(time.perf_counter() - started)
 
     async def ready(self, name: str) -> None:
-        """Checks it, and loads it where the engine has not: its turn in a busy engine would take half a second.
-
-        Raises NotFoundError, UnavailableError.
+        """Before a pointer moves to it: checks it, and loads it where the engine has not, since its turn in a busy engine
+        would take half a second. Raises NotFoundError, ConflictError (`Registry.trusted`), UnavailableError.
         """
-        await self.check(await asyncio.to_thread(self.registry.adapter, name))
+        await self.check(await asyncio.to_thread(self.registry.trusted, name))
         if name not in await self.generator.loaded_adapters():
             await self.load(name)
 
@@ -153,6 +146,7 @@ class AdapterServing:
             for name in {name for name in pointers.values() if name in living}:
                 with suppress(UnavailableError):  # its queries say so
                     await self.load(name)
+            await self._take_bundled(base)
             await asyncio.to_thread(self._show_live)
         except (MixingError, SettingsError) as error:
             self.state, self.detail = "off", f"the engine is given no adapters: {error}"
@@ -165,3 +159,48 @@ class AdapterServing:
             return True
         logger.error("%s", self.detail)
         return True
+
+    async def _take_bundled(self, base: BaseModel) -> None:
+        """Makes the product's own adapter for this base answer, unless anybody has ever registered, activated, rolled back or
+        deleted one here: what users chose stands. One that is refused is no reason not to start.
+        """
+        if self.bundled is None or not await asyncio.to_thread(self.registry.untouched):
+            return
+        folder = await asyncio.to_thread(bundled_for, self.bundled, base.identity)
+        if folder is None:
+            return
+        limits = self.limits._replace(roots=(folder,))
+        try:
+            adapter, _ = await asyncio.to_thread(self.registry.register, folder, folder.name, base, limits, PRODUCT)
+            await self.load(adapter.name)
+            move = await asyncio.to_thread(
+                self.registry.activate, adapter.name, ALL, PRODUCT, "it comes with the product"
+            )
+        except GraftError as error:
+            logger.warning("the adapter that comes with the product does not answer: %s", error)
+        else:
+            logger.info("adapter pointer moved", extra=move.model_dump(mode="json", exclude={"at"}))
+
+
+async def load_into(engine: Generator, name: str, folder: Path) -> None:
+    """`folder`: of adapters, by name. The engine finds the adapter by its resolver, at its first request; else it is told of
+    the folder. Raises UnavailableError.
+    """
+    try:
+        try:
+            await engine.complete(name, "a", 1)
+        except AdapterLostError as lost:
+            logger.warning("adapter lost: %s", lost)
+            await engine.load_adapter(name, str(folder / name))
+            await engine.complete(name, "a", 1)
+    except GraftError as error:
+        raise UnavailableError(f"the engine did not load adapter {name!r}: {error}") from error
+
+
+def bundled_for(folder: Path, identity: str) -> Path | None:
+    """-> the first adapter folder in `folder`, by name, whose manifest names this base."""
+    for manifest in sorted(folder.glob(f"*/{MANIFEST}")):
+        with suppress(OSError, ValueError, AttributeError):
+            if json.loads(manifest.read_text()).get("base") == identity:
+                return manifest.parent
+    return None

@@ -8,89 +8,25 @@ import shutil
 import threading
 import uuid
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import (
-    JSON,
-    BigInteger,
-    Column,
-    Connection,
-    Engine,
-    Integer,
-    RowMapping,
-    String,
-    Table,
-    Text,
-    UniqueConstraint,
-    func,
-    insert,
-    select,
-    update,
-)
+from sqlalchemy import Connection, Engine, RowMapping, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from ingest.catalog import now
-from ingest.db import Utc, metadata
 from ingest.errors import ConflictError, InvalidError, NotFoundError, SettingsError, UnavailableError
-from ingest.schemas import Frozen
+from service.adapter_rows import Adapter as Adapter
+from service.adapter_rows import adapters, moves
+from service.adapter_rows import standing as standing
 from service.base_model import BaseModel
 from service.preflight import CONFIG, Limits, take_in, write_config
-from service.schemas import Move
+from service.schemas import Checked, Move
 
 ALL = ""  # the pointer that every collection without one of its own follows
 PROBE_LABEL = "graft-probe"  # of the adapters that an engine is tried with
-
-adapters = Table(
-    "adapters",
-    metadata,
-    Column("name", String(128), primary_key=True),
-    Column("label", String(64), nullable=False),
-    Column("digest", String(64), nullable=False, unique=True),
-    Column("created_at", Utc, nullable=False),
-    Column("principal", String(128), nullable=False),
-    Column("base", String(512), nullable=False),
-    Column("rank", Integer, nullable=False),
-    Column("target_modules", JSON, nullable=False),
-    Column("size", BigInteger, nullable=False),
-    Column("config", JSON, nullable=False),
-    Column("manifest", JSON),
-    Column("retired_at", Utc),
-)
-
-moves = Table(
-    "adapter_moves",
-    metadata,
-    Column("seq", Integer, primary_key=True),
-    Column("at", Utc, nullable=False),
-    Column("principal", String(128), nullable=False),
-    Column("role", String(32), nullable=False),
-    Column("collection", String(64), nullable=False),
-    Column("previous", Integer, nullable=False),
-    Column("kind", String(16), nullable=False),
-    Column("from_name", String(128)),
-    Column("to_name", String(128)),
-    Column("why", Text),
-    UniqueConstraint("role", "collection", "previous", name="uq_adapter_moves_previous"),
-)
-
-
-class Adapter(Frozen):
-    """A registered LoRA. `base`: the identity of the model that it was checked against; `size` in bytes."""
-
-    name: str
-    label: str
-    digest: str
-    created_at: datetime
-    principal: str
-    base: str
-    rank: int
-    target_modules: tuple[str, ...]
-    size: int
-    config: dict[str, Any]
-    manifest: dict[str, Any] | None = None
-    retired_at: datetime | None = None
+CHECK_LABEL = "graft-check"  # of those that are compared with PEFT before they are registered
+PRODUCT = "graft"  # who registers the adapter that comes with the product
 
 
 class Registry:
@@ -122,7 +58,7 @@ class Registry:
             with self._changing:
                 held = self._by_digest(found.digest)
                 if held and not held.retired_at:
-                    return held, False
+                    return self._checked_since(held, found.manifest), False
                 if len(self.adapters()) >= self.at_most:
                     raise ConflictError(
                         f"{self.at_most} adapters are registered, as many as SERVICE_MAX_CPU_LORAS lets the engine hold; "
@@ -182,13 +118,15 @@ class Registry:
                 connection.execute(update(adapters).where(adapters.c.name == name).values(retired_at=now()))
 
     def purge(self) -> list[str]:
-        """Removes the folders of retired adapters. Only while no engine runs: one that was told of a folder needs it.
+        """Removes the folders of retired adapters, and of checks that were broken off. Only while no engine runs: one that
+        was told of a folder needs it.
 
         -> the names.
         """
         query = select(adapters.c.name).where(adapters.c.retired_at.is_not(None))
         with self._changing, self.engine.connect() as connection:
             gone = [name for name in connection.execute(query).scalars() if (self.folder / name).is_dir()]
+            gone += [left.name for left in self.folder.glob(f"{CHECK_LABEL}-*")]
             for name in gone:
                 shutil.rmtree(self.folder / name, ignore_errors=True)
         return gone
@@ -217,11 +155,44 @@ class Registry:
         return Adapter.model_validate(dict(row)) if row else None
 
     def activate(self, name: str | None, collection: str, principal: str, why: str | None) -> Move:
-        """Moves a pointer; `collection` ALL is the live one, None for `name` the bare base. Raises NotFoundError."""
+        """Moves a pointer; `collection` ALL is the live one, None for `name` the bare base. Raises as `trusted`."""
         with self._changing:
             if name is not None:
-                self.adapter(name)
+                self.trusted(name)
             return self._move("activate", name, collection, principal, why)
+
+    def trusted(self, name: str) -> Adapter:
+        """The adapter, if it may be made to answer. Raises NotFoundError, ConflictError: one of ours needs a passed check."""
+        adapter = self.adapter(name)
+        found = standing(adapter.manifest, adapter.digest)
+        if found == "no":
+            raise ConflictError(
+                f"adapter {name!r} has not been compared with PEFT: run `graft check {name}`, and activate it then"
+            )
+        if found == "failed":
+            raise ConflictError(
+                f"adapter {name!r} has failed its check: in the engine it does not answer as it was trained; `graft check "
+                f"{name}` says why"
+            )
+        return adapter
+
+    def record_check(self, name: str, checked: Checked) -> Adapter:
+        """Raises NotFoundError; ConflictError where other weights, or another configuration, were checked."""
+        with self._changing:
+            adapter = self.adapter(name)
+            if checked.digest != adapter.digest:
+                raise ConflictError(
+                    f"the check is of {checked.digest!r}, and adapter {name!r} is {adapter.digest!r}: check it by its name"
+                )
+            return self._with_manifest(
+                adapter, {**(adapter.manifest or {}), "checked": checked.model_dump(mode="json")}
+            )
+
+    def untouched(self) -> bool:
+        """Whether nobody but the product has ever registered or moved anything here."""
+        others = select(adapters.c.name).where((adapters.c.principal != PRODUCT) | adapters.c.retired_at.is_not(None))
+        with self.engine.connect() as connection:
+            return not any(connection.execute(one.limit(1)).first() for one in (others, select(moves.c.seq)))
 
     def roll_back(self, collection: str, principal: str, why: str | None) -> Move:
         """Undoes the last activation that was not rolled back. Raises ConflictError when there is none."""
@@ -301,6 +272,18 @@ class Registry:
         with self.engine.begin() as connection:
             connection.execute(update(adapters).where(adapters.c.name == held.name).values(**values))
         return held.model_copy(update=values)
+
+    def _checked_since(self, held: Adapter, manifest: dict[str, Any] | None) -> Adapter:
+        """With the check that a folder brings which was registered before it was checked."""
+        if standing(manifest, held.digest) in {None, "no"} or standing(held.manifest, held.digest) == "passed":
+            return held
+        assert manifest is not None
+        return self._with_manifest(held, {**(held.manifest or {}), "checked": manifest["checked"]})
+
+    def _with_manifest(self, adapter: Adapter, manifest: dict[str, Any]) -> Adapter:
+        with self.engine.begin() as connection:
+            connection.execute(update(adapters).where(adapters.c.name == adapter.name).values(manifest=manifest))
+        return adapter.model_copy(update={"manifest": manifest})
 
     def _by_digest(self, digest: str) -> Adapter | None:
         with self.engine.connect() as connection:

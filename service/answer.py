@@ -15,7 +15,7 @@ import anyio
 from anyio import to_thread
 
 from ingest.catalog import Collection, now
-from ingest.errors import GraftError
+from ingest.errors import GraftError, NotFoundError
 from ingest.language import reads
 from ingest.schemas import Hit
 from service.adapter_serving import AdapterServing
@@ -190,7 +190,7 @@ class _Run:
         self.prompt_version = ""
         self.template = built_in(CLOSED)
         self.messages: list[Message] = []
-        self.checked = False  # the bare bundled model answers, which reads `languages`
+        self.checked = False  # the bare bundled model answers, or an adapter of it that does not read the question
         self.languages: tuple[str, ...] = ()
         self.sampling = Sampling(0, 0.0)
         self.base_model: str | None = None
@@ -271,9 +271,12 @@ async def _prepare(run: _Run, parts: Answering) -> None:
         await parts.adapters.check(run.chosen)
         run.adapter = run.chosen.name
     small = model.root in parts.small_models
-    run.languages = parts.small_models.get(model.root, ())
-    run.checked = small and run.adapter is None and not query.without_passages
-    run.prompt_version, run.template = await to_thread.run_sync(_prompt, run, small, parts.prompts)
+    own = (run.chosen.manifest or {}).get("languages") if run.chosen else None
+    run.languages = tuple(own or parts.small_models.get(model.root, ()))
+    unread = bool(own) and not reads(run.languages, query.question)
+    run.checked = small and (run.adapter is None or unread) and not query.without_passages
+    run.prompt_version, run.template, notes = await to_thread.run_sync(_prompt, run, small, parts.prompts)
+    run.notes += notes
     max_tokens = query.max_tokens or min(CHECKED_TOKENS if run.checked else 2**31, settings.max_tokens)
     budget = min(settings.prompt_tokens, (model.max_model_len or 2**31) - max_tokens)
     run.messages, run.passages = await fitted(
@@ -283,12 +286,25 @@ async def _prepare(run: _Run, parts: Answering) -> None:
     run.timings["generate"] += _ms(started)  # the engine was asked for its model and to count tokens
 
 
-def _prompt(run: _Run, small: bool, prompts: PromptStore) -> tuple[str, Template]:
-    """-> the version that the collection points to, or what fits the model."""
+def _prompt(run: _Run, small: bool, prompts: PromptStore) -> tuple[str, Template, tuple[str, ...]]:
+    """-> the version that the collection points to; for "auto" the one that the adapter was trained with, else what fits the
+    model; and what is to be said of that.
+    """
     assert run.collection is not None
     version = CLOSED if run.query.without_passages else prompts.pointer(run.collection)
-    version = CURRENT["brief" if small else "cited"] if version == AUTO else version
-    return version, prompts.template(version)
+    if version != AUTO:
+        return version, prompts.template(version), ()
+    fitting = CURRENT["brief" if small else "cited"]
+    own = (run.chosen.manifest or {}).get("prompt_version") if run.chosen else None
+    if not isinstance(own, str):
+        return fitting, prompts.template(fitting), ()
+    try:
+        return own, prompts.template(own), ()
+    except NotFoundError:
+        note = (
+            f"adapter {run.adapter!r} was trained with prompt {own!r}, which is not here; it was asked with {fitting!r}"
+        )
+        return fitting, prompts.template(fitting), (note,)
 
 
 async def _generate(run: _Run, parts: Answering) -> AsyncGenerator[Token]:

@@ -24,7 +24,7 @@ from ingest.errors import (
 )
 from service.deps import Parts
 from service.preflight import AdapterRefusedError
-from service.routes import adapters, collections, documents, health, jobs, prompts, query, records
+from service.routes import adapters, collections, documents, health, jobs, prompts, query, records, tune
 from service.schemas import Problem
 
 logger = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ def create_app(parts: Parts) -> FastAPI:
         responses={422: {"model": Problem, "description": "The request does not fit; `errors` names the fields"}},
     )
     app.state.parts = parts
-    for module in (query, records, jobs, collections, documents, adapters, prompts, health):
+    for module in (query, records, jobs, tune, collections, documents, adapters, prompts, health):
         app.include_router(module.router)
     app.add_exception_handler(GraftError, _graft_error)
     app.add_exception_handler(RequestValidationError, _validation_error)

@@ -50,7 +50,7 @@ def read_base(root: str, substitute: Path | None) -> BaseModel:
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise SettingsError(f"model folder {str(folder)!r} holds no safetensors file to compare adapters with")
-    hub_name = root if HUB_NAME.fullmatch(root) and not Path(root).is_dir() else _hub_name(folder)
+    hub_name = root if HUB_NAME.fullmatch(root) and not Path(root).is_dir() else hub_name_of(folder)
     try:
         shapes = dict(pair for file in files for pair in _shapes_of_file(file))
     except (OSError, SafetensorError) as error:
@@ -81,7 +81,8 @@ def vocabulary(folder: Path) -> dict[str, int] | None:
         raise ValueError(f"tokenizer.json cannot be read: {error}") from error
 
 
-def _hub_name(folder: Path) -> str | None:
+def hub_name_of(folder: Path) -> str | None:
+    """What the card of a bundled model says."""
     with suppress(OSError, ValueError, AttributeError):
         name = json.loads((folder / "graft-model.json").read_text()).get("hub_name")
         return name if isinstance(name, str) else None

@@ -13,13 +13,18 @@ async def fitted(
     template: Template, question: str, turns: Sequence[Turn], hits: Sequence[Hit], budget: int, generator: Generator
 ) -> tuple[list[Message], list[Hit]]:
     """-> the messages, and the passages that they hold: passages are left out, from the last one on, until the prompt is
-    within `budget` tokens. Raises InvalidError.
+    within `budget` tokens, and within the template's own. Raises InvalidError.
+
+    The last passage stays where the template's own is too small for it: an answer from a longer prompt than the model was
+    trained on is better than none.
     """
+    own = min(budget, template.tokens or budget)
     passages = list(hits[: template.passages])
     while True:
         messages = template.messages(question, turns, passages)
+        wanted = own if len(passages) > 1 else budget
         size = sum(_at_most(message["content"]) + 16 for message in messages)
-        if size <= budget or await generator.count_tokens(messages) <= budget:
+        if size <= wanted or await generator.count_tokens(messages) <= wanted:
             return messages, passages
         if len(passages) <= 1:
             raise InvalidError(

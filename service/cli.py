@@ -35,7 +35,7 @@ app.add_typer(cli_prompts.app, name="prompts")
 def main() -> None:
     """Errors of ours are one line and exit status 1; no stack trace reaches the user."""
     for command in entry_points(group="graft.commands"):  # of the packages above this one
-        app.add_typer(command.load(), name=command.name)
+        command.load()(app)
     try:
         app()
     except GraftError as error:

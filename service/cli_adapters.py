@@ -107,7 +107,7 @@ def history(to: JsonOption = None) -> None:
 def _facts(one: AdapterView) -> Sequence[str]:
     where = ", ".join(one.collections)
     size = f"{one.size / 2**20:.1f} MB"
-    return (one.base, str(one.rank), size, "yes" if one.checked else "no", f"{one.created_at:%Y-%m-%d %H:%M}", where)
+    return (one.base, str(one.rank), size, one.checked or "-", f"{one.created_at:%Y-%m-%d %H:%M}", where)
 
 
 def _row(move: Move) -> Sequence[str]:

@@ -12,7 +12,17 @@ from ingest.reader import ReaderSpec, args_of
 from ingest.remote import is_remote
 from service.cli_options import CollectionOption, JsonOption, connected, ingest_settings
 from service.schemas import IngestRequest, Job
-from service.show import err, escape, follow, out, print_report, write_json
+from service.show import (
+    err,
+    escape,
+    follow,
+    how_far,
+    out,
+    print_report,
+    print_result,
+    said_of_training,
+    write_json,
+)
 
 documents_app = typer.Typer(no_args_is_help=True, help="What was taken in: list, add, delete.")
 jobs_app = typer.Typer(no_args_is_help=True, help="Jobs: list, follow, cancel, retry.")
@@ -114,19 +124,16 @@ def list_jobs(
     if to:
         write_json(found, to)
         return
-    table = Table(
-        Column("job", no_wrap=True), "kind", "collection", Column("state", overflow="fold"), "files", "chunks"
-    )
+    table = Table(Column("job", no_wrap=True), "kind", "collection", "state", Column("done", overflow="fold"))
     for job in found:
-        state = f"{job.state}: {job.error}" if job.error else job.state
-        at = job.progress
-        table.add_row(job.job_id, job.kind, job.collection, escape(state), str(at.files), str(at.chunks))
+        done = how_far(job) if job.state in {"queued", "running"} else job.error or _left(job)
+        table.add_row(job.job_id, job.kind, job.collection, job.state, escape(done))
     out.print(table)
 
 
 @jobs_app.command("follow")
 def follow_job(job_id: str, to: JsonOption = None) -> None:
-    """Shows a job's progress and its report; Ctrl-C cancels it."""
+    """Shows a job's progress and what it leaves; Ctrl-C cancels it."""
     with connected() as client:
         report(follow(client, client.job(job_id)), to)
 
@@ -140,7 +147,7 @@ def cancel_job(job_id: str) -> None:
 
 @jobs_app.command("retry")
 def retry_job(job_id: str, to: JsonOption = None) -> None:
-    """Takes the failed files of a job once more."""
+    """Takes the failed files of a job once more; a training goes on from its last checkpoint."""
     with connected() as client:
         report(follow(client, client.retry(job_id)), to)
 
@@ -152,8 +159,21 @@ def report(job: Job, to: str | None) -> None:
             write_json(job.report, to)
         else:
             print_report(job)
-    if job.state != "succeeded" or job.report is None:
+    if job.result is not None:
+        if to:
+            write_json(job.result, to)
+        else:
+            print_result(job.result)
+    if job.state != "succeeded" or (job.report is None and job.result is None):
         raise GraftError(f"the job ended {job.state}: {job.error or 'run it again to go on'}")
+
+
+def _left(job: Job) -> str:
+    """What an ended job did, in a few words."""
+    if job.kind != "tune":
+        return f"{job.progress.files} files, {job.progress.chunks} chunks"
+    at = said_of_training(job.tuning) if job.tuning else "nothing"
+    return f"{at}, adapter {job.result.adapter}" if job.result and job.result.adapter else at
 
 
 def _object(text: str) -> dict[str, Any]:

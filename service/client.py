@@ -27,15 +27,18 @@ from service.schemas import (
     ActivateRequest,
     AdapterView,
     Answer,
+    Checked,
     Citation,
     CollectionSettings,
     CollectionView,
     DocumentView,
+    EngineView,
     FeedbackRequest,
     IndexView,
     IngestRequest,
     Job,
     Move,
+    PauseRequest,
     PromptMove,
     PromptRequest,
     PromptView,
@@ -47,6 +50,7 @@ from service.schemas import (
     RollbackRequest,
     SearchRequest,
     Sentence,
+    TuneRequest,
 )
 
 ERRORS: dict[int, type[GraftError]] = {
@@ -102,6 +106,16 @@ class Client:
 
     def ingest(self, request: IngestRequest) -> Job:
         return Job.model_validate(self._send("POST", "/ingest", request.model_dump(mode="json", exclude_unset=True)))
+
+    def tune(self, request: TuneRequest) -> Job:
+        body = request.model_dump(mode="json", exclude_unset=True, by_alias=True)
+        return Job.model_validate(self._send("POST", "/tune", body))
+
+    def pause_engine(self, request: PauseRequest) -> EngineView:
+        return EngineView.model_validate(self._send("POST", "/engine/pause", request.model_dump(exclude_unset=True)))
+
+    def resume_engine(self) -> EngineView:
+        return EngineView.model_validate(self._send("POST", "/engine/resume"))
 
     def job(self, job_id: str) -> Job:
         return Job.model_validate(self._send("GET", f"/jobs/{job_id}"))
@@ -173,6 +187,11 @@ class Client:
     def roll_back(self, request: RollbackRequest | None = None) -> Move:
         body = request.model_dump(exclude_unset=True) if request else {}
         return Move.model_validate(self._send("POST", "/adapters/rollback", body))
+
+    def record_check(self, name: str, checked: Checked) -> AdapterView:
+        return AdapterView.model_validate(
+            self._send("PUT", f"/adapters/{name}/checked", checked.model_dump(mode="json"))
+        )
 
     def delete_adapter(self, name: str) -> None:
         self._send("DELETE", f"/adapters/{name}")

@@ -12,11 +12,12 @@ from qdrant_client import QdrantClient
 
 from ingest import db
 from ingest.catalog import Catalog, Collection
-from ingest.errors import ConflictError, NotFoundError
+from ingest.errors import ConflictError, NotFoundError, UnavailableError
 from ingest.index import Index
 from ingest.index_edge import EdgeIndex
 from ingest.index_server import ServerIndex
 from ingest.settings import IngestSettings
+from service import queues
 from service.adapter_serving import AdapterServing
 from service.adapters import Registry
 from service.answer import Answering
@@ -30,7 +31,10 @@ from service.records import Records
 from service.retrieve import Retriever
 from service.schemas import CollectionSettings, Dependency, Ready
 from service.settings import ServiceSettings
+from service.tuning import RUNS
 from service.work import DEFAULT, Documents
+
+PAUSED_RETRY_SECONDS = 30
 
 
 class Parts:
@@ -58,14 +62,17 @@ class Parts:
             self.prompts = PromptStore(database)
             self.retriever = Retriever(self.catalog, self.index, ingest, settings.reranker, settings.rerank_ms)
             self.documents = Documents(self.catalog, self.index, self.retriever, self.records, settings, ingest)
-            self.jobs = Jobs(self.records, self.metrics, jobs_url(ingest), self.documents.kinds())
+            self.jobs = Jobs(self.records, self.metrics, queues.database_url(ingest), self.documents.kinds())
             url = engine.url if engine else settings.llm_url or ""
             self.generator = Generator(url, settings.llm_api_key, settings.first_token_seconds)
             folder = settings.adapter_folder or ingest.home / "adapters"
             registry = Registry(database, folder, settings.max_cpu_loras)
-            self.adapters = AdapterServing(registry, self.generator, settings, self.metrics)
+            roots = (*settings.adapter_roots, ingest.home / RUNS)  # what a worker trained may be registered
+            serving = settings.model_copy(update={"adapter_roots": roots})
+            self.adapters = AdapterServing(registry, self.generator, serving, self.metrics)
             if engine is not None:
                 engine.on_restart = self._engine_restarted
+                engine.on_pause = self._engine_gone
                 engine.on_start = registry.purge
             self.documents.ensure_collection(DEFAULT)
             self.jobs.launch()
@@ -81,6 +88,9 @@ class Parts:
         self.catalog.engine.dispose()
 
     def answering(self) -> Answering:
+        """Raises UnavailableError while the engine is paused."""
+        if self.engine is not None and self.engine.state == "paused":
+            raise UnavailableError(f"{self.engine.detail}; ask again later", PAUSED_RETRY_SECONDS)
         return Answering(
             self.settings,
             self.retriever,
@@ -125,8 +135,19 @@ class Parts:
         if registry.pointers().get(collection) != adapter:
             registry.activate(adapter, collection, principal, "by the collection's settings")
 
+    def local_engine(self) -> LocalEngine:
+        """Raises ConflictError when there is none here to be paused."""
+        if self.engine is None:
+            raise ConflictError(
+                "no engine of this service can be paused: it was started without one, or uses SERVICE_LLM_URL"
+            )
+        return self.engine
+
     def _engine_restarted(self) -> None:
         self.metrics.engine_restarted()
+        self._engine_gone()
+
+    def _engine_gone(self) -> None:
         self.generator.forget_model()
         self.adapters.engine_restarted()
 
@@ -191,13 +212,6 @@ def open_index(settings: IngestSettings) -> Index:
     return ServerIndex(
         QdrantClient(url=settings.qdrant_url, api_key=key.get_secret_value() if key else None, timeout=30)
     )
-
-
-def jobs_url(settings: IngestSettings) -> str:
-    """Where the jobs' states are kept: beside the records, in a SQLite file of their own."""
-    if settings.database_url is None or settings.sqlalchemy_url().startswith("sqlite"):
-        return f"sqlite:///{settings.home / 'jobs.db'}"
-    return settings.sqlalchemy_url()
 
 
 def small_models(models: Path) -> dict[str, tuple[str, ...]]:

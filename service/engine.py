@@ -26,7 +26,7 @@ from service.settings import ServiceSettings
 
 logger = logging.getLogger(__name__)
 DType = Literal["bfloat16", "float16", "float32"]
-State = Literal["starting", "up", "down", "stopped"]
+State = Literal["starting", "up", "down", "stopped", "paused"]
 PROBE = CHECKOUT / "deploy" / "vllm" / "probe_dtype.py"
 MILESTONES = ("Loading weights", "Loading safetensors", "init engine", "Application startup complete")
 PROBES = 2  # of another strength, besides one for each slot, that the engine is tried with (service.lora_probe)
@@ -49,6 +49,7 @@ class LocalEngine:
         self.on_progress = on_progress
         self.on_restart: Callable[[], None] = lambda: None
         self.on_start: Callable[[], object] = lambda: None  # before each start, while no engine runs
+        self.on_pause: Callable[[], None] = lambda: None
         self.adapter_folder = settings.adapter_folder or ingest.home / "adapters"
         self.port = _free_port()
         self.url = f"http://127.0.0.1:{self.port}/v1"
@@ -59,13 +60,16 @@ class LocalEngine:
         self._mark: ProcessMark | None = None
         self._watching: asyncio.Task[None] | None = None
         self._dtype: DType | None = None
+        self._paused_until: float | None = None  # on the monotonic clock
+        self._ending = asyncio.Lock()
 
     async def start(self) -> None:
         """Returns once the engine answers. Raises SettingsError (not installed), UnavailableError (it did not come up)."""
         await asyncio.to_thread(end_leftover_engine, self.home)
         self._dtype = await asyncio.to_thread(choose_dtype, self.settings, self.home)
-        self._spawn()
-        await self._wait_until_up()
+        if self._paused_until is None:
+            self._spawn()
+            await self._wait_until_up()
         self._watching = asyncio.create_task(self._watch(), name="engine watch")
 
     async def stop(self) -> None:
@@ -77,6 +81,27 @@ class LocalEngine:
         if self._mark:
             await asyncio.to_thread(end_group, self._mark)
         (self.home / "engine.json").unlink(missing_ok=True)
+
+    async def pause(self, seconds: float, why: str) -> None:
+        """Ends the engine process, and starts no other for so long; asked again: for so long from now."""
+        first = self._paused_until is None
+        self._paused_until = time.monotonic() + seconds
+        self.state, self.detail = "paused", f"the engine is paused for {why}"
+        if first:
+            logger.info("engine paused", extra={"why": why, "seconds": seconds})
+            self.on_pause()
+        async with self._ending:  # whoever asks again while it ends waits too
+            if self._mark:
+                await asyncio.to_thread(end_group, self._mark)
+
+    def resume(self) -> None:
+        """The engine is started by the watch; does nothing unless it is paused."""
+        if self._paused_until is not None:
+            self._paused_until = time.monotonic()
+
+    def paused_seconds(self) -> float | None:
+        """That are left of the pause."""
+        return None if self._paused_until is None else max(0.0, self._paused_until - time.monotonic())
 
     def _spawn(self) -> None:
         self.state, self.detail = "starting", "starting"
@@ -148,10 +173,14 @@ class LocalEngine:
         end = time.monotonic() + self.settings.engine_start_seconds
         async with httpx.AsyncClient(trust_env=False) as client:
             while time.monotonic() < end:
+                healthy = False
                 with suppress(httpx.HTTPError):
-                    if (await client.get(self.url.removesuffix("/v1") + "/health", timeout=2)).is_success:
-                        self.state, self.detail = "up", f"{self.served_name} ({self._dtype})"
-                        return
+                    healthy = (await client.get(self.url.removesuffix("/v1") + "/health", timeout=2)).is_success
+                if self._paused_until is not None:
+                    return
+                if healthy:
+                    self.state, self.detail = "up", f"{self.served_name} ({self._dtype})"
+                    return
                 if not self._alive():
                     self.state, self.detail = "down", "it ended while starting"
                     raise UnavailableError(f"the engine ended while starting; {self.log} says:\n{self._last_error()}")
@@ -167,11 +196,15 @@ class LocalEngine:
         )
 
     async def _watch(self) -> None:
-        """Starts the engine again whenever it dies; the pause grows while it dies at once."""
+        """Starts the engine again whenever it dies, and after a pause; the wait grows while it dies at once."""
         deaths = 0
         up_since = time.monotonic()
         while True:
             await asyncio.sleep(0.25)
+            if self._paused_until is not None:
+                if await self._pause_is_over():
+                    up_since, deaths = await self._again(up_since), 0
+                continue
             if self._alive():
                 continue
             deaths = 0 if time.monotonic() - up_since > 120 else deaths + 1
@@ -183,15 +216,29 @@ class LocalEngine:
                 with suppress(ProcessLookupError):
                     os.killpg(self._mark.pid, signal.SIGKILL)
             await asyncio.sleep(RESTART_PAUSES[min(deaths, len(RESTART_PAUSES) - 1)])
+            if self._paused_until is None:
+                up_since = await self._again(up_since)
+                logger.info("engine is %s", self.state, extra={"seconds": round(time.monotonic() - died, 1)})
+
+    async def _pause_is_over(self) -> bool:
+        async with self._ending:
+            if self._paused_until is None or time.monotonic() < self._paused_until:
+                return False
+            self._paused_until = None
+        logger.info("engine goes on after a pause")
+        return True
+
+    async def _again(self, up_since: float) -> float:
+        """-> since when it has been up; as it was when it did not come up."""
+        try:
             self._spawn()
-            try:
-                await self._wait_until_up()
-                up_since = time.monotonic()
-                logger.info("engine is back", extra={"seconds": round(up_since - died, 1)})
-            except UnavailableError as error:
-                logger.error("engine did not come back: %s", error)
-                if self._mark:
-                    await asyncio.to_thread(end_group, self._mark)  # one that hangs is started anew like one that died
+            await self._wait_until_up()
+            return time.monotonic()
+        except UnavailableError as error:
+            logger.error("engine did not come back: %s", error)
+            if self._mark:
+                await asyncio.to_thread(end_group, self._mark)  # one that hangs is started anew like one that died
+            return up_since
 
     def _alive(self) -> bool:
         return self._process is not None and self._process.poll() is None

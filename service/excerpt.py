@@ -7,17 +7,20 @@ import re
 
 from ingest.schemas import Hit
 from service.guard import is_instruction, neutral, stated
-from service.sentences import NOTHING, Content, content, statements
+from service.sentences import NOTHING, Content, content, split_sentences, statements
+
+NEAR_CHARS = 560  # of what `near` shows; of three passages about 400 tokens
+_TITLE = re.compile(r"\A\s*(?:#{1,6} [^\n]*\n\s*)+")
 
 
 class Passage:
-    """A passage as templates see it: `n`, `path`, `page`, `heading`, `title`, `label`, `text` and `best`.
+    """A passage as templates see it: `n`, `path`, `page`, `heading`, `title`, `label`, `text`, `near` and `best`.
 
     `guarded`: what imitates the frame of a prompt is defused; no sentence that speaks to the model is the best one, and no
     path or heading that does is shown.
     """
 
-    FIELDS = frozenset({"n", "path", "page", "heading", "title", "label", "text", "best"})
+    FIELDS = frozenset({"n", "path", "page", "heading", "title", "label", "text", "near", "best"})
 
     def __init__(self, n: int, hit: Hit, question: str, guarded: bool) -> None:
         self.n = n
@@ -52,6 +55,11 @@ class Passage:
         return self._shown(_under_context(self._hit, self._hit.text))
 
     @property
+    def near(self) -> str:
+        """The sentences in a row that fit the question best, within NEAR_CHARS."""
+        return self._shown(_under_context(self._hit, nearest(self._question, self._hit)))
+
+    @property
     def best(self) -> str:
         """The sentence that fits the question best."""
         return self._shown(_under_context(self._hit, best_sentence(self._question, self._hit, self._guarded)))
@@ -62,6 +70,29 @@ class Passage:
     def _named(self, text: str) -> str:
         """A name that speaks to the model is left out."""
         return "" if self._guarded and is_instruction(text) else self._shown(text)
+
+
+def nearest(question: str, hit: Hit, chars: int = NEAR_CHARS) -> str:
+    """The run of whole sentences of a passage, within `chars`, that shares most with the question; of equals the first and
+    longest. A passage that fits is given whole, without the title that it begins with, and a sentence that does not fit is cut
+    at a word.
+    """
+    whole = _TITLE.sub("", hit.text) or hit.text
+    if len(whole) <= chars:
+        return whole
+    asked = content(question)
+    spans = split_sentences(whole)
+    worth = [_shared(asked, content(whole[start:end])) for start, end in spans]
+    best, best_score = (0, 0), (-1.0, 0)
+    for first, (start, _) in enumerate(spans):
+        last = first
+        while last + 1 < len(spans) and spans[last + 1][1] - start <= chars:
+            last += 1
+        score = (round(sum(worth[first : last + 1]), 9), spans[last][1] - start)
+        if score[0] > best_score[0] or (score[0] == best_score[0] and score[1] > best_score[1]):
+            best, best_score = (start, spans[last][1]), score
+    text = whole[best[0] : best[1]]
+    return text if len(text) <= chars else text[:chars].rpartition(" ")[0] or text[:chars]
 
 
 def best_sentence(question: str, hit: Hit, guarded: bool = False) -> str:

@@ -2,22 +2,19 @@
 
 DBOS keeps which job is in which state; the `jobs` table keeps what was asked, how far it is, and its report. A job is one
 step: what it writes to (catalog, index, dump) is its checkpoint, so it is simply run again. Two jobs on one collection run
-one after the other. What each kind does is in `service.work`.
+one after the other. What each kind does is in `service.work`; trainings are run by worker processes, and only watched here.
 """
 
 import logging
-import sqlite3
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
-from dbos import DBOS, DBOSConfig
+from dbos import DBOS, WorkflowStatus
 from pydantic import ValidationError
-from sqlalchemy import make_url
 
 from ingest.catalog import now
 from ingest.errors import ConflictError, GraftError, NotFoundError, UnavailableError
@@ -25,15 +22,19 @@ from ingest.pipeline import Cancelled
 from ingest.reader import ReaderSpec
 from ingest.remote import is_remote, shown
 from ingest.schemas import Chunking, Frozen, Progress, Report
+from service import queues
 from service.metrics import Metrics
+from service.queues import INGEST, OWNER, TUNE, Unfinished
 from service.records import JobKind, JobRecord, Records
 from service.schemas import Job, JobState
+from service.tuning import TunePayload, Wait
+from service.workers import Workers
 
 logger = logging.getLogger(__name__)
-QUEUE = "ingest"  # of every kind: named when there was one
-VERSION = "1"  # raised when a payload changes its meaning: a worker takes only jobs of its own version
 PROGRESS_SECONDS = 0.5
-RECOVERIES = 20  # a job that kills its process this often is given up
+NO_WORKER = Wait(
+    waiting_for="worker", hint="no worker runs: start one in this checkout with `graft worker --queue tune`"
+)
 STATES: dict[str, JobState] = {
     "ENQUEUED": "queued",
     "DELAYED": "queued",
@@ -84,18 +85,15 @@ class LoadPayload(DumpPayload):
     pass
 
 
-Payload = IngestPayload | ReindexPayload | DumpPayload | LoadPayload
+Payload = IngestPayload | ReindexPayload | DumpPayload | LoadPayload | TunePayload
 Work = Callable[[Any, Callable[[], bool], Callable[[Progress], None]], Report]
 KINDS: dict[JobKind, type[Payload]] = {
     "ingest": IngestPayload,
     "reindex": ReindexPayload,
     "dump": DumpPayload,
     "load": LoadPayload,
+    "tune": TunePayload,
 }
-
-
-class _Stopping(BaseException):
-    """The process ends: DBOS, which records every Exception as the job's end, must leave this job as running."""
 
 
 class Jobs:
@@ -103,6 +101,7 @@ class Jobs:
 
     def __init__(self, records: Records, metrics: Metrics, url: str, work: Mapping[JobKind, Work]) -> None:
         self.records = records
+        self.workers = Workers(records.engine)
         self.metrics = metrics
         self.url = url
         self._kinds = work
@@ -114,31 +113,14 @@ class Jobs:
 
     def launch(self) -> None:
         """Jobs that a killed process left running go on."""
-        _write_ahead(self.url)
-        logging.getLogger("dbos").setLevel(logging.ERROR)
-        config: DBOSConfig = {
-            "name": "graft",
-            "system_database_url": self.url,
-            "application_version": VERSION,
-            "executor_id": "owner",  # one process owns a home
-            "log_level": "ERROR",
-            "run_migrations": True,
-        }
-        DBOS(config=config)
-
-        @DBOS.workflow(name=QUEUE, max_recovery_attempts=RECOVERIES)
-        def work(identity: str) -> None:  # DBOS marks the function, and a bound method takes no marks
-            self._run(identity)
-
-        DBOS.launch()
-        DBOS.register_queue(QUEUE, partition_concurrency=1, worker_concurrency=2, polling_interval_sec=0.5)
+        queues.launch(self.url, OWNER, INGEST, self._run)
 
     def close(self, seconds: float = 10) -> None:
         """Running jobs stop where they are, and stay running for the next process."""
         self._stopping.set()
         with self._idle:
             self._idle.wait_for(lambda: self._running == 0, timeout=seconds)
-        DBOS.destroy(destroy_registry=True)
+        queues.close()
 
     def enqueue(self, payload: Payload, principal: str) -> Job:
         identity = str(uuid.uuid4())
@@ -147,22 +129,16 @@ class Jobs:
         number = self.records.add_job(
             JobRecord(id=identity, created_at=now(), principal=principal, kind=kind, payload=values)
         )
-        DBOS.enqueue_workflow_with_options(
-            {
-                "workflow_name": QUEUE,
-                "queue_name": QUEUE,
-                "workflow_id": identity,
-                "queue_partition_key": payload.collection,
-                "priority": number,  # DBOS knows the second alone on SQLite, within which the order would be by chance
-                "app_version": VERSION,
-            },
-            identity,
-        )
+        if isinstance(payload, TunePayload):
+            queues.enqueue(TUNE, identity, number)
+        else:
+            queues.enqueue(INGEST, identity, number, partition=payload.collection)
         return self.job(identity)
 
     def jobs(self, collection: str | None, limit: int) -> list[Job]:
-        """The latest first."""
-        return [self.job(identity) for identity in self.records.job_ids(collection, limit)]
+        """The latest first, without their curves."""
+        found = [self.job(identity) for identity in self.records.job_ids(collection, limit)]
+        return [one.model_copy(update={"curve": ()}) for one in found]
 
     def job(self, identity: str) -> Job:
         """Raises NotFoundError."""
@@ -174,24 +150,36 @@ class Jobs:
             error = "it was given up after its process died too often" if status else "it was never enqueued; ask again"
         if state == "running" and identity in self._cancelled:
             state = "cancelled"
+        waits = None
+        if record.kind == "tune" and status and state not in ENDED:
+            state, waits = self._with_a_worker(status, record)
         return Job(
             job_id=identity,
             kind=record.kind,
             state=state,
-            collection=record.payload["collection"],
-            path=_shown(record.payload.get("target", "")),
+            collection=record.payload["collection"] or "",
+            path=_shown(record.payload.get("target") or record.payload.get("data") or ""),
             created_at=record.created_at,
             progress=record.progress,
             report=record.report,
+            tuning=record.tuning,
+            curve=record.curve or (),
+            result=record.result,
+            waiting_for=waits.waiting_for if waits else None,
+            hint=waits.hint if waits else None,
             error=error,
         )
 
+    def _with_a_worker(self, status: WorkflowStatus, record: JobRecord) -> tuple[JobState, Wait | None]:
+        """-> its state, and what it waits for: one whose worker was killed is queued for the next."""
+        living = self.workers.living(TUNE)
+        if status.status == "PENDING" and status.executor_id in living:
+            return "running", record.waiting
+        return "queued", None if living else NO_WORKER
+
     def busy(self, collection: str) -> bool:
         """Whether a job of this collection is queued or running."""
-        active = DBOS.list_workflows(
-            status=["PENDING", "ENQUEUED"], queue_name=QUEUE, load_input=False, load_output=False
-        )
-        queued = {self.records.job(status.workflow_id).payload["collection"] for status in active}
+        queued = {self.records.job(identity).payload["collection"] for identity in queues.active(INGEST)}
         with self._idle:
             return collection in queued | self._writing  # a cancelled job may not have stopped yet
 
@@ -227,6 +215,7 @@ class Jobs:
         try:
             record = self.records.job(identity)
             payload = KINDS[record.kind].model_validate(record.payload)
+            assert not isinstance(payload, TunePayload)
         except (NotFoundError, ValidationError) as error:
             self.records.set_job(identity, error=f"its request cannot be read: {error}")
             raise
@@ -276,7 +265,7 @@ class Jobs:
 
     def _stopped(self, identity: str, kind: JobKind, stopped: Cancelled) -> None:
         if not stopped.expired and identity not in self._cancelled:
-            raise _Stopping from None
+            raise Unfinished from None
         if stopped.report:
             self.records.set_job(identity, report=stopped.report.model_dump(mode="json"))
         if stopped.expired:
@@ -311,13 +300,3 @@ def _shown(target: str) -> str:
     if is_remote(target):
         return shown(target)
     return f"{kind}{mark}{shown(place)}" if is_remote(place) else target
-
-
-def _write_ahead(url: str) -> None:
-    """DBOS leaves SQLite in its rollback journal, in which readers block writers; the mode stays with the file."""
-    parsed = make_url(url)
-    if parsed.get_backend_name() == "sqlite" and parsed.database:
-        Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
-        with sqlite3.connect(parsed.database) as connection:
-            connection.execute("PRAGMA journal_mode=WAL")
-        connection.close()

@@ -94,6 +94,7 @@ def take_in(folder: Path, copy: Path, base: BaseModel, limits: Limits) -> Examin
     if (copy / MANIFEST).is_file():
         try:
             manifest = _object(copy / MANIFEST)
+            faults += _manifest_faults(manifest)
         except ValueError as error:
             faults.append(Fault(MANIFEST, f"is no JSON object: {error}"))
     found: dict[str, Pair] = {}
@@ -109,11 +110,16 @@ def take_in(folder: Path, copy: Path, base: BaseModel, limits: Limits) -> Examin
     for name in COMPARED:
         (copy / name).unlink(missing_ok=True)
     kept = {key: value for key, value in config.items() if key != "base_model_name_or_path"}
-    said = json.dumps(kept, sort_keys=True, ensure_ascii=False)
-    digest = hashlib.sha256(f"{sha256(copy / WEIGHTS)}\n{said}\n{base.identity}".encode()).hexdigest()
     modules = tuple(sorted({module.rpartition(".")[2] for module in found}))
     rank = max(pair.a.shape[0] for pair in found.values() if pair.a)
-    return Examined(digest, kept, rank, modules, (copy / WEIGHTS).stat().st_size, manifest)
+    return Examined(digest_of(copy, base), kept, rank, modules, (copy / WEIGHTS).stat().st_size, manifest)
+
+
+def digest_of(folder: Path, base: BaseModel) -> str:
+    """-> what an adapter is known by: of its weights, its configuration and its base. Raises ValueError, OSError."""
+    kept = {key: value for key, value in _object(folder / CONFIG).items() if key != "base_model_name_or_path"}
+    said = json.dumps(kept, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(f"{sha256(folder / WEIGHTS)}\n{said}\n{base.identity}".encode()).hexdigest()
 
 
 def write_config(folder: Path, config: dict[str, Any], root: str) -> None:
@@ -219,6 +225,15 @@ def _config_faults(config: dict[str, Any], folder: Path, base: BaseModel, limits
         and given.lower() != base.hub_name.lower()
     ):
         yield Fault("base", f"it was trained on {given!r}; the engine serves {base.hub_name!r}")
+
+
+def _manifest_faults(manifest: dict[str, Any]) -> Iterator[Fault]:
+    """What the training itself knows that the engine cannot load."""
+    if manifest.get("servable") is False:
+        why = manifest.get("why_not")
+        yield Fault(
+            "servable", why if isinstance(why, str) and why else "its manifest says that the engine cannot load it"
+        )
 
 
 def _number_faults(config: dict[str, Any], limits: Limits) -> Iterator[Fault]:

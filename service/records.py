@@ -27,9 +27,10 @@ from ingest.catalog import now
 from ingest.db import Utc, metadata
 from ingest.errors import ConflictError, NotFoundError
 from ingest.schemas import Frozen, Hit, Progress, Report
+from service.tuning import LossPoint, TuneProgress, TuneResult, Wait
 
 Source = Literal["user", "eval", "bench"]
-JobKind = Literal["ingest", "reindex", "dump", "load"]
+JobKind = Literal["ingest", "reindex", "dump", "load", "tune"]
 
 interactions = Table(
     "interactions",
@@ -85,6 +86,10 @@ jobs = Table(
     Column("payload", JSON, nullable=False),
     Column("progress", JSON, nullable=False),
     Column("report", JSON),
+    Column("tuning", JSON(none_as_null=True)),
+    Column("curve", JSON(none_as_null=True)),
+    Column("waiting", JSON(none_as_null=True)),
+    Column("result", JSON(none_as_null=True)),
     Column("error", Text),
 )
 
@@ -139,7 +144,10 @@ class Feedback(Frozen):
 
 
 class JobRecord(Frozen):
-    """A job's request and what it has said so far; its state is the job engine's (`service.jobs`)."""
+    """A job's request and what it has said so far; its state is the job engine's (`service.jobs`).
+
+    Of a training: `tuning` is how far it is, `curve` its losses so far, `waiting` what it waits for.
+    """
 
     id: str
     created_at: datetime
@@ -148,6 +156,10 @@ class JobRecord(Frozen):
     payload: dict[str, Any]
     progress: Progress = Progress()
     report: Report | None = None
+    tuning: TuneProgress | None = None
+    curve: tuple[LossPoint, ...] | None = None
+    waiting: Wait | None = None
+    result: TuneResult | None = None
     error: str | None = None
 
 

@@ -13,6 +13,7 @@ from ingest.generations import Generation
 from ingest.reader import ReaderSpec
 from ingest.schemas import Chunking, Frozen, Hit, Progress, Report, Retrieval
 from service.records import JobKind, Source, Turn
+from service.tuning import LossPoint, TuneProgress, TuneResult, Waiting
 
 FilterValue = str | Annotated[int, Field(ge=-(2**63), lt=2**63)] | bool
 FILTER_FIELDS = ("document_id", "path", "language")
@@ -34,6 +35,12 @@ def _said(text: str) -> str:
     return text
 
 
+def _not_a_probe(label: str) -> str:
+    if label.startswith("graft-probe"):
+        raise ValueError("is kept for the adapters that an engine is tried with")
+    return label
+
+
 def _storable(metadata: dict[str, Any]) -> dict[str, Any]:
     _encodable(json.dumps(metadata, ensure_ascii=False, allow_nan=False))
     return metadata
@@ -44,6 +51,7 @@ Question = Annotated[str, Field(max_length=8_000), AfterValidator(_encodable), A
 CollectionName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
 PromptName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,63}$")]
 AdapterName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,127}$")]
+Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$"), AfterValidator(_not_a_probe)]
 Groups = Annotated[list[Annotated[Text, Field(min_length=1, max_length=128)]], Field(max_length=100)]
 
 
@@ -157,7 +165,7 @@ class Sentence(Frozen):
 
 class Answer(Frozen):
     """`search`: what was searched for, where that was not the question alone. `notes`: what of the question or of the
-    collections their embedders do not read.
+    collections their embedders do not read; that an adapter answers to another prompt than its own.
     """
 
     answer: str
@@ -250,6 +258,11 @@ class MoveRequest(Request):
 
 
 class Job(Frozen):
+    """`progress` and `report` are of jobs that write documents; `tuning`, `curve` and `result` of trainings.
+
+    `waiting_for`: what keeps it from going on; `hint` says what helps. `curve`: the losses so far, of one job alone.
+    """
+
     job_id: str
     kind: JobKind
     state: JobState
@@ -258,7 +271,58 @@ class Job(Frozen):
     created_at: datetime
     progress: Progress
     report: Report | None = None
+    tuning: TuneProgress | None = None
+    curve: tuple[LossPoint, ...] = ()
+    result: TuneResult | None = None
+    waiting_for: Waiting | None = None
+    hint: str | None = None
     error: str | None = None
+
+
+TuneSetting = Annotated[Text, Field(max_length=4096, pattern=r"^\s*([a-z]+\.)?[A-Za-z_][A-Za-z0-9_]*\s*=")]
+
+
+class TuneRequest(Request):
+    """`recipe`: the name of one of the product's; `settings`: changes to it, as "max_steps=200". `data`: a file or folder of
+    rows, or the name of a data set in `datasets` of GRAFT_HOME. `label` begins the adapter's name.
+
+    At the end the adapter is checked against the engine, registered, and, with `activate`, made the one of `collection`;
+    without a collection, the live one of all others. `pause_engine`: the engine may be stopped while the
+    training needs its memory.
+    """
+
+    recipe: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")]
+    settings: Annotated[tuple[TuneSetting, ...], Field(max_length=100)] = ()
+    data: Place
+    collection: CollectionName | None = None
+    label: Label | None = None
+    check: bool = True
+    register_it: Annotated[bool, Field(alias="register")] = True
+    activate: bool = False
+    pause_engine: bool = False
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.activate and not (self.check and self.register_it):
+            raise ValueError(
+                "activate needs check and register: an adapter answers once it was compared with its training"
+            )
+        return self
+
+
+class PauseRequest(Request):
+    """The engine is stopped for this long; asking again before it is over lengthens it."""
+
+    seconds: Annotated[float, Field(ge=1, le=3600)] = 60
+    why: Annotated[Text, Field(min_length=1, max_length=200)] = "training"
+
+
+class EngineView(Frozen):
+    state: Literal["starting", "up", "down", "stopped", "paused"]
+    detail: str
+    paused_seconds: float | None = None  # that are left
 
 
 class CollectionSettings(Request):
@@ -328,14 +392,7 @@ class RegisterRequest(Request):
     """`path`: a PEFT LoRA folder; `label` begins its name, left out the folder's own."""
 
     path: Annotated[Text, Field(min_length=1, max_length=4096)]
-    label: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")] | None = None
-
-    @field_validator("label")
-    @classmethod
-    def _free(cls, label: str | None) -> str | None:
-        if label and label.startswith("graft-probe"):
-            raise ValueError("is kept for the adapters that an engine is tried with")
-        return label
+    label: Label | None = None
 
 
 class ActivateRequest(Request):
@@ -351,8 +408,33 @@ class RollbackRequest(ActivateRequest):
     to: Literal["previous", "base"] = "previous"
 
 
+class Checked(Frozen):
+    """An adapter's answers in the engine, compared with PEFT's. `digest`: of the weights, configuration and base that were
+    compared, as the registry has it. `difference`: mean absolute difference of log-probabilities; `base_difference`: of the
+    bare model, the same way. `changed`: of the `prompts`, those that the engine answers otherwise with the adapter than
+    without, in words or in probabilities. `why_not`: where it has not passed.
+    """
+
+    at: datetime
+    passed: bool
+    digest: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    dtype: Annotated[Text, Field(max_length=32)]
+    difference: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    bound: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    base_difference: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    tokens_equal: bool
+    prompts: Annotated[int, Field(ge=1)]
+    changed: Annotated[int, Field(ge=0)]
+    engine: Annotated[Text, Field(max_length=512)]
+    why_not: Annotated[Text, Field(max_length=2_000)] | None = None
+
+
+Standing = Literal["passed", "failed", "no"]
+
+
 class AdapterView(Frozen):
-    """`base`: the model that it was checked against; `size` in bytes; `checked`: its answers were compared with PEFT's.
+    """`base`: the model that it was compared with; `size` in bytes. `checked`: whether its answers are known to be PEFT's;
+    null where another tool made it and nobody looked.
 
     `live`: it answers for every collection without an adapter of its own; `collections`: it is their own.
     """
@@ -367,7 +449,7 @@ class AdapterView(Frozen):
     parent: str | None
     principal: str
     created_at: datetime
-    checked: bool
+    checked: Standing | None
     manifest: dict[str, Any] | None
     live: bool
     collections: tuple[str, ...]

@@ -40,6 +40,9 @@ class ServiceSettings(BaseSettings):
         None  # None: below GRAFT_HOME; a vLLM elsewhere reads it as VLLM_LORA_RESOLVER_CACHE_DIR
     )
     max_adapter_mb: int = Field(2048, ge=1)
+    bundled_adapters: Path | None = (
+        CHECKOUT / "deploy" / "adapters"
+    )  # "": none; `graft up` makes that of its model answer
     engine_start_seconds: float = Field(600, gt=0)
 
     max_tokens: int = Field(256, ge=1)  # of an answer, when the query does not say
@@ -64,6 +67,11 @@ class ServiceSettings(BaseSettings):
         if value < info.data.get("max_loras", 1):
             raise ValueError("must be at least SERVICE_MAX_LORAS")
         return value
+
+    @field_validator("bundled_adapters", mode="before")
+    @classmethod
+    def _none(cls, value: object) -> object:
+        return None if value == "" else value
 
     @field_validator("ingest_urls", mode="before")
     @classmethod

@@ -14,6 +14,7 @@ from rich.progress import Progress as ProgressBar
 from ingest.schemas import Progress, Report
 from service.client import Client
 from service.schemas import Answer, Job, QueryRequest
+from service.tuning import TuneProgress, TuneResult
 
 out, err = Console(highlight=False, soft_wrap=True), Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -34,13 +35,46 @@ def follow(client: Client, job: Job) -> Job:
             at = now.progress
             by_bytes = at.bytes_total is not None and at.bytes_total > 0
             total, done = (at.bytes_total, at.bytes) if by_bytes else (at.files_total, at.files)
-            bar.update(task, total=total, completed=done, said="queued" if now.state == "queued" else said(at))
+            if now.tuning is not None:
+                total, done = now.tuning.steps or None, now.tuning.step
+            bar.update(task, total=total, completed=done, said=how_far(now))
 
         try:
             return client.wait(job.job_id, show)
         except KeyboardInterrupt:
             client.cancel(job.job_id)
             return client.wait(job.job_id, show)
+
+
+def how_far(job: Job) -> str:
+    """What a job in progress is doing, or what it waits for."""
+    if job.waiting_for:
+        return f"waits for {'a worker' if job.waiting_for == 'worker' else f'the {job.waiting_for}'}: {job.hint}"
+    if job.state == "queued":
+        return "queued"
+    if job.kind == "tune":
+        return said_of_training(job.tuning) if job.tuning else "starting"
+    return said(job.progress)
+
+
+def said_of_training(at: TuneProgress) -> str:
+    """As "step 40/200, loss 1.312, held-out loss 1.405, 310 tokens/s, 4:20 left"."""
+    parts = [f"step {at.step}/{at.steps}" if at.steps else at.stage]
+    if at.stage != "training" and at.steps:
+        parts.append(at.stage)
+    if at.loss is not None:
+        parts.append(f"loss {at.loss:.4g}")
+    if at.eval_loss is not None:
+        parts.append(f"held-out loss {at.eval_loss:.4g}")
+    if at.tokens_per_second:
+        parts.append(f"{at.tokens_per_second:.0f} tokens/s")
+    if at.seconds_left:
+        parts.append(f"{_clock(at.seconds_left)} left")
+    return ", ".join(parts)
+
+
+def _clock(seconds: float) -> str:
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02}"
 
 
 def said(at: Progress) -> str:
@@ -54,7 +88,7 @@ def said(at: Progress) -> str:
     if at.chunks_per_second:
         parts.append(f"{at.chunks_per_second:g} a second")
     if at.seconds_left:
-        parts.append(f"{int(at.seconds_left) // 60}:{int(at.seconds_left) % 60:02} left")
+        parts.append(f"{_clock(at.seconds_left)} left")
     return ", ".join(parts)
 
 
@@ -103,6 +137,13 @@ def print_report(job: Job) -> None:
     for skip in job.report.skips:
         out.print(f"  [dim]skipped {escape(skip.path)}: {escape(skip.reason)}[/]")
     print_notes(job.report.notes)
+
+
+def print_result(result: TuneResult) -> None:
+    """What a training left."""
+    registered = f", adapter {result.adapter}{' (live)' if result.live else ''}" if result.adapter else ""
+    out.print(f"trained: {result.folder}{registered}", markup=False)
+    print_notes(result.notes)
 
 
 def write_json(value: BaseModel | list[Any], target: str) -> None:

@@ -7,13 +7,13 @@ are given text and choose where it stands: no calls, no arithmetic, no loops ove
 import tomllib
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Literal, Self, TypedDict
+from typing import Any, Literal, Self, TypedDict
 
 from jinja2 import StrictUndefined, TemplateError, nodes
 from jinja2 import Template as Compiled
 from jinja2.meta import find_undeclared_variables
 from jinja2.sandbox import ImmutableSandboxedEnvironment
-from pydantic import Field, ValidationError
+from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, model_serializer
 
 from ingest.errors import InvalidError
 from ingest.schemas import Frozen, Hit
@@ -49,9 +49,12 @@ class Part(Frozen):
 
 
 class Template(Frozen):
-    """`passages`: how many a prompt takes, at most. `guard`: what passages and questions bring is defused (`service.guard`)."""
+    """`passages`: how many a prompt takes, at most. `tokens`: of the whole prompt, at most, where its model was trained on
+    such; None: what the settings allow. `guard`: what passages and questions bring is defused (`service.guard`).
+    """
 
     passages: int = Field(ge=0, le=50)
+    tokens: int | None = Field(None, ge=64)
     guard: bool = True
     all: Part | None = None
     en: Part | None = None
@@ -72,6 +75,14 @@ class Template(Frozen):
         if wrong := list(dict.fromkeys(template._wrong())):
             raise InvalidError(f"the prompt does not fit: {'; '.join(wrong)}")
         return template
+
+    @model_serializer(mode="wrap")
+    def _written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """As before there were `tokens`, where there are none: the store knows a content by what is written here."""
+        written: dict[str, Any] = write(self)
+        if self.tokens is None:
+            written.pop("tokens", None)
+        return written
 
     def messages(self, question: str, turns: Sequence[Turn], passages: Sequence[Hit]) -> list[Message]:
         """The prompt for `question` after `turns`, with the first of `passages`, best first."""

@@ -53,6 +53,7 @@ async def run(
         for number in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
         parts = await asyncio.to_thread(Parts, settings, ingest, engine, folders)
+        parts.adapters.bundled = settings.bundled_adapters
         server = _Server(parts)
         serving = asyncio.create_task(server.serve_then_close(listening))
         try:
@@ -161,6 +162,10 @@ async def _greet(url: str, question: str | None, console: Console) -> None:
                 console.print(f"  waiting for {said}", markup=False)
             await asyncio.sleep(0.5)
         console.print("ready")
+        with suppress(GraftError):  # where there are keys, and none of them is at hand
+            live = [one.name for one in await asyncio.to_thread(client.adapters) if one.live]
+            for name in live:
+                console.print(f"adapter: {name} answers; `graft adapters rollback` goes back", markup=False)
         if question:
             console.print(f"\n> {question}", markup=False)
             try:

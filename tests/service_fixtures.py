@@ -387,6 +387,7 @@ def environment(home: Path, **settings: str) -> dict[str, str]:
     models = os.environ.get("GRAFT_MODELS", str(CHECKOUT / ".models"))
     base = {"GRAFT_HOME": str(home), "GRAFT_MODELS": models, "INGEST_EMBEDDER_RUNTIME": "onnxruntime"}
     base["SERVICE_LLM_MODEL_FOLDER"] = f"{models}/{BUNDLED}"  # what the engine at the wire says to serve
+    base["SERVICE_BUNDLED_ADAPTERS"] = ""  # tests say themselves which adapter answers
     RESOLVER_FOLDERS.add(home / "adapters")
     return {**ours, **base, "SERVICE_PORT": "0", **settings}
 
@@ -509,6 +510,30 @@ def write_lora_folder(folder: Path, tensors: Mapping[str, Any], **config: Any) -
     return folder
 
 
+ENGINE = """#!{python}
+import sys
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.send_header("content-length", "0")
+        self.end_headers()
+
+held = bytearray(b"1") * {held}
+ThreadingHTTPServer(("127.0.0.1", int(sys.argv[sys.argv.index("--port") + 1])), Handler).serve_forever()
+"""
+
+
+def engine_venv(folder: Path, held: int = 1) -> Path:
+    """An environment whose `python -m vllm...` says that it is well, and nothing else; it holds so many bytes of memory."""
+    script = folder / "venv" / "bin" / "python"
+    script.parent.mkdir(parents=True)
+    script.write_text(ENGINE.format(python=sys.executable, held=held))
+    script.chmod(0o755)
+    return folder / "venv"
+
+
 @pytest.fixture(scope="session")
 def wire_engine() -> Iterator[WireEngine]:
     engine = WireEngine()
@@ -532,6 +557,16 @@ def started(tmp_path_factory: pytest.TempPathFactory, wire_engine: WireEngine) -
     write(root / "docs", DOCUMENTS)
     with running(home, root, "--no-engine", "--ingest", "docs", SERVICE_LLM_URL=wire_engine.url) as service:
         until(lambda: is_ready(service), 120)
+        yield service
+
+
+@pytest.fixture(scope="session")
+def line(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """`graft up --ingest examples`, its engine up: the real one, for all tests that leave it as it was."""
+    home = tmp_path_factory.mktemp("engine") / "home"
+    venv = os.environ.get("GRAFT_VLLM_VENV", str(CHECKOUT / ".venv-vllm"))
+    with running(home, CHECKOUT, "--ingest", "examples", GRAFT_VLLM_VENV=venv) as service:
+        until(lambda: is_ready(service), 500, pause=0.5)
         yield service
 
 

@@ -120,6 +120,7 @@ def test_the_same_seed_searches_alike_and_another_does_not() -> None:
     assert settings[0] == settings[1] != settings[2]
 
 
+@pytest.mark.slow
 def test_a_killed_study_goes_on_and_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
     script = (
         "import os, signal, sys\nfrom pathlib import Path\nfrom eval.search import parse_space, run_study\n"

@@ -13,7 +13,8 @@ from sqlalchemy import Column, Engine, Integer, MetaData, Table, create_engine, 
 import ingest.catalog
 import service.adapters
 import service.prompt_store
-import service.records  # noqa: F401  (declares its tables)
+import service.records
+import service.workers  # noqa: F401  (declares its table)
 from ingest.db import Compressed, Utc, connect, metadata, migrate
 from ingest.errors import SettingsError
 

@@ -197,6 +197,7 @@ def test_a_folder_read_by_llama_index(tmp_path: Path) -> None:
     assert code.metadata["file_name"] == "b.py"
 
 
+@pytest.mark.slow
 def test_a_json_file_read_by_llama_index(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"id": 1, "q": "why?"}\n{"id": 2, "q": "how?"}\n')
     args = {"input_file": str(tmp_path / "a.jsonl"), "is_jsonl": True, "extra_info": {"source": "faq"}}
@@ -208,6 +209,7 @@ def test_a_json_file_read_by_llama_index(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_pages_of_one_file_are_one_document_with_pages(tmp_path: Path) -> None:
     found = run(tmp_path / "spool", "Pdf", file="/data/report", labels=[["1", "2", "3"], ["i", "ii", "1"]])
     assert ids(found) == ["%2Fdata%2Freport.0", "%2Fdata%2Freport.1"]

@@ -7,6 +7,7 @@ import pytest
 from pydantic_settings import BaseSettings
 
 from eval.settings import EvalSettings
+from finetune.settings import FinetuneSettings
 from ingest.settings import CHECKOUT, IngestSettings
 from service.settings import ServiceSettings
 
@@ -17,7 +18,8 @@ def environment_names(settings: type[BaseSettings]) -> list[str]:
     return [str(field.validation_alias or f"{prefix}{name}".upper()) for name, field in fields]
 
 
-ALL = [name for settings in (IngestSettings, ServiceSettings, EvalSettings) for name in environment_names(settings)]
+EVERY = (IngestSettings, ServiceSettings, EvalSettings, FinetuneSettings)
+ALL = [name for settings in EVERY for name in environment_names(settings)]
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -27,7 +29,9 @@ def test_every_setting_is_documented(name: str) -> None:
 
 
 def test_every_documented_setting_exists() -> None:
-    documented = set(re.findall(r"\b(?:INGEST|SERVICE|EVAL)_[A-Z0-9_]+\b", (CHECKOUT / "docs/settings.md").read_text()))
+    documented = set(
+        re.findall(r"\b(?:INGEST|SERVICE|EVAL|FINETUNE)_[A-Z0-9_]+\b", (CHECKOUT / "docs/settings.md").read_text())
+    )
     assert documented <= set(ALL)
 
 

@@ -253,6 +253,7 @@ def load_and_die(place: Path, folder: Path, chunks: int) -> None:
     Home(place).load(folder, progress=progress)
 
 
+@pytest.mark.slow
 def test_a_killed_load_goes_on_at_the_first_shard_that_is_missing(home: Home, tmp_path: Path) -> None:
     fill(home, range(100))
     home.dump(tmp_path / "dump", rows_per_shard=100)
@@ -434,6 +435,7 @@ def test_a_dump_that_was_broken_off_is_written_anew(home: Home, other: Home, tmp
     assert_same(home, other)
 
 
+@pytest.mark.slow
 def test_a_dump_that_was_killed_when_all_was_written_is_done_when_it_resumes(home: Home, tmp_path: Path) -> None:
     fill(home, range(20))
     first = home.dump(tmp_path / "dump", rows_per_shard=30)

@@ -97,7 +97,7 @@ def test_registered_listed_shown(alone: Service) -> None:
     assert set(shown) == FIELDS
     assert (shown["rank"], shown["target_modules"], shown["label"]) == (4, ["q_proj", "v_proj"], "tuned")
     assert shown["base"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
-    assert (shown["live"], shown["collections"], shown["principal"], shown["checked"]) == (False, [], "local", False)
+    assert (shown["live"], shown["collections"], shown["principal"], shown["checked"]) == (False, [], "local", None)
     assert (alone.home / "adapters" / name / "adapter_model.safetensors").is_file()
     assert alone.http.get("/adapters/nobody").status_code == 404
 
@@ -119,7 +119,7 @@ def test_manifest_is_kept(alone: Service) -> None:
     folder = write_lora(alone.root / "made", 78)
     (folder / "manifest.json").write_text('{"parent": "tuned-00000000", "checked": true, "dataset": "abc"}')
     shown = post(alone, "/adapters", 201, path=str(folder))
-    assert (shown["parent"], shown["checked"], shown["manifest"]["dataset"]) == ("tuned-00000000", True, "abc")
+    assert (shown["parent"], shown["checked"], shown["manifest"]["dataset"]) == ("tuned-00000000", None, "abc")
 
 
 def test_faults_are_refused_in_one_list(service: Service) -> None:
@@ -343,6 +343,7 @@ def test_adapters_need_an_admin(tmp_path: Path, wire: WireEngine) -> None:
         for method, path in (
             ("POST", "/adapters"),
             ("POST", f"/adapters/{name}/activate"),
+            ("PUT", f"/adapters/{name}/checked"),
             ("POST", "/adapters/rollback"),
             ("DELETE", f"/adapters/{name}"),
         ):

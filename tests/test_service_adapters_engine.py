@@ -11,9 +11,17 @@ from typing import Any
 
 import httpx
 import pytest
-from service_fixtures import CHECKOUT, DOCUMENTS, IMPELLER, Service, events, is_ready, running, until, write
+from safetensors.numpy import load_file, save_file
+from service_fixtures import CHECKOUT, DOCUMENTS, IMPELLER, Service, events, is_ready, running, until, write, write_lora
 from test_service_engine import engine_process
 from word_adapters import WORDS, variants
+
+from finetune import check_prompts
+from finetune.check import check_adapter, record
+from ingest.settings import IngestSettings
+from service.prompt import CURRENT
+from service.schemas import Checked
+from service.settings import ServiceSettings
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(900)]
 LORAS = 2  # in a batch: fewer than adapters in use
@@ -47,7 +55,7 @@ def line(tmp_path_factory: pytest.TempPathFactory, word_adapters: dict[str, Path
     write(root / "docs", DOCUMENTS)
     held = Line(root)
     try:
-        held.start(SERVICE_ADAPTER_ROOTS=str(word_adapters[WORDS[0]].parent.parent))
+        held.start(SERVICE_ADAPTER_ROOTS=f"{word_adapters[WORDS[0]].parent.parent}:{root}")
         yield held
     finally:
         held.stop()
@@ -59,9 +67,9 @@ def words(line: Line, word_adapters: dict[str, Path]) -> dict[str | None, str]:
     return {register(line.service, word_adapters[word]): word for word in WORDS}
 
 
-def register(service: Service, folder: Path) -> str:
+def register(service: Service, folder: Path, status: int = 201) -> str:
     reply = service.http.post("/adapters", json={"path": str(folder)})
-    assert reply.status_code == 201, reply.text
+    assert reply.status_code == status, reply.text
     return str(reply.json()["name"])
 
 
@@ -168,6 +176,57 @@ def test_twenty_adapters_answer_each(line: Line, words: dict[str | None, str], w
         adapter, answer = ask(line.service.http, adapter=name)
         assert adapter == name
         assert only(answer, word), (name, answer)
+
+
+def check(line: Line, folder: Path, **options: Any) -> Checked:
+    """By a few prompts of the fixed set, in both languages."""
+    settings = ServiceSettings(adapter_folder=line.service.home / "adapters")
+    prompts = list(check_prompts.prompts(CURRENT["brief"]))[5::9]
+    url = str(line.service.http.get("/health/ready").json()["dependencies"]["engine"]["detail"])
+    home = IngestSettings(home=line.service.home)
+    return check_adapter(folder, url=url, settings=settings, ingest=home, prompts=prompts, threads=1, **options)
+
+
+def test_one_of_ours_is_checked_and_answers_then(line: Line, word_adapters: dict[str, Path]) -> None:
+    service = line.service
+    folder = variants(word_adapters[WORDS[1]], 3, word_adapters[WORDS[1]].parent.parent / "ours")[0]  # of nobody else
+    (folder / "manifest.json").write_text('{"made_by": "graft", "servable": true, "prompt_version": "brief-1"}')
+    name = register(service, folder)
+    assert service.http.post(f"/adapters/{name}/activate").status_code == 409
+    found = check(line, folder)
+    assert found.passed, found.why_not
+    assert (found.dtype, found.prompts, found.changed) == ("float32", 3, 3)
+    assert max(found.difference, found.base_difference) < 0.001
+    record(folder, found)
+    assert register(service, folder, 200) == name
+    activate(service, name)
+    reply = service.answer(IMPELLER, max_tokens=24)
+    assert (reply["adapter"], only(reply["answer"], WORDS[1])) == (name, True)
+    assert service.interaction(reply["interaction_id"])["prompt_version"] == "brief-1"
+
+
+def test_what_the_engine_does_not_compute_as_peft_fails(line: Line, tmp_path: Path) -> None:
+    service = line.service
+    name = register(service, write_lora(line.root / "drifting", 31))
+    held = service.home / "adapters" / name
+    assert check(line, held, registered=True).passed
+    config = (held / "adapter_config.json").read_text()
+    (held / "adapter_config.json").write_text(
+        json.dumps({**json.loads(config), "lora_alpha": 160})
+    )  # not in the engine
+    found = check(line, held, registered=True)
+    (held / "adapter_config.json").write_text(config)
+    assert not found.passed
+    assert "engine and PEFT differ" in str(found.why_not)
+    assert found.base_difference < 0.001
+    nothing = write_lora(tmp_path / "nothing", 32)
+    tensors = load_file(nothing / "adapter_model.safetensors")
+    zeroed = {key: value * 0 if "lora_B" in key else value for key, value in tensors.items()}
+    save_file(zeroed, str(nothing / "adapter_model.safetensors"))
+    found = check(line, nothing)
+    assert (found.passed, found.changed) == (False, 0)
+    assert "it changes nothing" in str(found.why_not)
+    assert not list((service.home / "adapters").glob("graft-check-*"))
 
 
 def test_engine_killed_in_the_middle_of_a_swap(line: Line, words: dict[str | None, str]) -> None:

@@ -88,6 +88,7 @@ def test_up_refuses_what_it_cannot_do(tmp_path: Path) -> None:
         assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_second_up_says_who_owns_the_home_and_a_taken_port_names_its_setting(service: Service, tmp_path: Path) -> None:
     second = run_graft(service.home, "up", "--no-engine", cwd=tmp_path)
     assert second.returncode == 1

@@ -1,19 +1,17 @@
 """The whole line on the real engine with the bundled model: answers, their citations, hang-ups, a killed engine."""
 
 import json
-import os
 import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import psutil
 import pytest
-from service_fixtures import CHECKOUT, Service, events, is_ready, recorded, run_graft, running, until
+from service_fixtures import CHECKOUT, Service, events, is_ready, recorded, run_graft, until
 
 from service.owner import ProcessMark
 
@@ -24,16 +22,6 @@ ENGLISH = [case for case in DEV if case["language"] == "en"][:10]
 CHINESE = [case for case in DEV if case["language"] == "zh"]
 ENGLISH_RIGHT = 7  # of 10; the bundled model has 135 million parameters
 ENGLISH_CITED = 7
-
-
-@pytest.fixture(scope="session")
-def line(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """`graft up --ingest examples`, its engine up."""
-    home = tmp_path_factory.mktemp("engine") / "home"
-    venv = os.environ.get("GRAFT_VLLM_VENV", str(CHECKOUT / ".venv-vllm"))
-    with running(home, CHECKOUT, "--ingest", "examples", GRAFT_VLLM_VENV=venv) as service:
-        until(lambda: is_ready(service), 500, pause=0.5)
-        yield service
 
 
 @pytest.fixture(scope="session")

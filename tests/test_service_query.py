@@ -5,6 +5,7 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -24,6 +25,7 @@ from service_fixtures import (
     is_ready,
     recorded,
     until,
+    write_lora,
 )
 
 from ingest.schemas import Hit
@@ -354,6 +356,25 @@ def test_bundled_model_is_not_asked_in_a_language_that_it_does_not_read(service:
     assert (answer["answer"], answer["finish_reason"]) == ("单笔超过5000元的报销由财务总监陆承志签字。", "quoted")
     assert answer["citations"][0]["quote"] == answer["answer"]
     assert not bundled.asked
+
+
+def test_an_adapter_of_it_is_not_asked_in_a_language_that_it_was_not_trained_in(
+    service: Service, bundled: WireEngine, tmp_path: Path
+) -> None:
+    names = {}
+    for seed, languages in ((77, "en"), (78, "zh")):
+        folder = write_lora(service.root / f"loras/{tmp_path.name}-{languages}", seed)
+        (folder / "manifest.json").write_text(json.dumps({"languages": [languages]}))
+        reply = service.http.post("/adapters", json={"path": str(folder), "label": f"reads-{languages}"})
+        assert reply.status_code == 201, reply.text
+        names[languages] = reply.json()["name"]
+    question = "单笔超过5000元的报销由谁签字？"
+    quoted = service.answer(question, adapter=names["en"])
+    assert (quoted["answer"], quoted["finish_reason"]) == ("单笔超过5000元的报销由财务总监陆承志签字。", "quoted")
+    assert service.answer(question, adapter=names["zh"])["finish_reason"] == "stop"
+    assert service.answer(adapter=names["en"])["finish_reason"] == "stop"
+    for name in names.values():
+        service.http.delete(f"/adapters/{name}")
 
 
 def test_adapter_on_the_bundled_model_speaks_for_itself(service: Service, bundled: WireEngine, adapter: str) -> None:

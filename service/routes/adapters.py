@@ -5,9 +5,9 @@ from pathlib import Path
 from anyio import to_thread
 from fastapi import APIRouter, Response
 
-from service.adapters import ALL, Adapter, pinned
+from service.adapters import ALL, Adapter, pinned, standing
 from service.deps import Parts, WithAdmin, WithParts, WithPrincipal
-from service.schemas import ActivateRequest, AdapterView, Move, RegisterRequest, RollbackRequest
+from service.schemas import ActivateRequest, AdapterView, Checked, Move, RegisterRequest, RollbackRequest
 
 router = APIRouter(prefix="/adapters", tags=["adapters"])
 
@@ -56,6 +56,12 @@ async def activate(name: str, parts: WithParts, principal: WithAdmin, body: Acti
     return await parts.adapters.activate(name, await _pointer(parts, body.collection), principal.id, body.why)
 
 
+@router.put("/{name}/checked")
+async def record_check(name: str, body: Checked, parts: WithParts, principal: WithAdmin) -> AdapterView:
+    """Keeps what `graft check` found of it; an adapter that graft trained is activated only once it has passed."""
+    return await _view(parts, await to_thread.run_sync(parts.adapters.registry.record_check, name, body))
+
+
 @router.delete("/{name}", status_code=204)
 async def delete(name: str, parts: WithParts, principal: WithAdmin) -> None:
     """Its name stops at once. One that answers now is refused."""
@@ -83,7 +89,7 @@ def view(adapter: Adapter, pointers: dict[str, str | None]) -> AdapterView:
     return AdapterView(
         **adapter.model_dump(exclude={"config", "retired_at"}),
         parent=parent if isinstance(parent, str) else None,
-        checked=manifest.get("checked") is True,
+        checked=standing(manifest, adapter.digest),
         live=pointers.get(ALL) == adapter.name,
         collections=tuple(pinned(pointers, adapter.name)),
     )

@@ -67,11 +67,13 @@ async def events(job_id: str, parts: WithParts, principal: WithAdmin) -> EventSo
 
 
 async def _followed(parts: Parts, current: Job) -> AsyncIterator[ServerSentEvent]:
-    told = None
+    told: tuple[object, ...] | None = None
     while current.state not in ENDED:
-        if (current.state, current.progress) != told:
-            told = (current.state, current.progress)
-            yield ServerSentEvent(event="progress", data=current.model_dump_json())
+        now = (current.state, current.progress, current.tuning, current.waiting_for, current.hint)
+        if now != told:
+            later = {"curve": current.curve[-1:]} if told else {}  # the first has all of it
+            told = now
+            yield ServerSentEvent(event="progress", data=current.model_copy(update=later).model_dump_json())
         await anyio.sleep(0.3)
         current = await to_thread.run_sync(parts.jobs.job, current.job_id)
     yield ServerSentEvent(event="done", data=current.model_dump_json())

@@ -1,0 +1,16 @@
+"""The commands of training: mounted into `graft` by an entry point. Each loads the training stack when it runs, not before."""
+
+import typer
+
+from finetune import cli_check, cli_dataset, cli_export, cli_raft, cli_tune, cli_worker
+
+
+def mount(command: typer.Typer) -> None:
+    """Into the `graft` command."""
+    command.command()(cli_tune.tune)
+    for one in (cli_raft.split, cli_raft.raft, cli_raft.preferences):
+        cli_dataset.app.command()(one)
+    command.add_typer(cli_dataset.app, name="dataset")
+    command.command()(cli_export.export)
+    command.command()(cli_check.check)
+    command.command()(cli_worker.worker)

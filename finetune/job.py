@@ -1,0 +1,233 @@
+"""A part of a training job, in a process of its own: memory is given back with it, and what it dies of kills no worker.
+
+`python -m finetune.job` reads an order, a line of JSON, and writes what it says, one line each (`Said`). A further line asks it
+to stop; when its input ends its worker is gone, and so is it at once. The parts are two processes, so that the engine that
+checks an adapter has the memory that the training had.
+"""
+
+import json
+import logging
+import os
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from io import RawIOBase
+from pathlib import Path
+from typing import Any, Literal, TextIO
+
+from finetune import runs
+from finetune.hooks import Hooks, StoppedError
+from finetune.recipe import Recipe, read_recipe
+from finetune.room import room_for, service_of
+from finetune.schemas import Manifest, Progress
+from finetune.settings import FinetuneSettings
+from finetune.train import train
+from ingest.errors import GraftError, InvalidError, LockedError, UnavailableError
+from ingest.schemas import Frozen
+from ingest.settings import IngestSettings
+from service.cli_options import ingest_settings, service_settings
+from service.schemas import ActivateRequest, RegisterRequest
+from service.tuning import POINTS, LossPoint, TunePayload, TuneProgress, TuneResult, Wait, Waiting
+
+logger = logging.getLogger(__name__)
+LOOK_SECONDS = 2.0  # between two looks at what is waited for
+
+
+class Order(Frozen):
+    part: Literal["train", "finish"]
+    payload: TunePayload
+    out: Path
+
+
+class Said(Frozen):
+    """One of these at a time."""
+
+    progress: TuneProgress | None = None
+    point: LossPoint | None = None
+    waits: Wait | None = None
+    result: TuneResult | None = None
+    error: str | None = None
+    stopped: bool = False
+
+
+class Job:
+    """`stop` is set when the run is to end with a checkpoint."""
+
+    def __init__(self, order: Order, say: Callable[[Said], None], stop: threading.Event) -> None:
+        self.order = order
+        self.payload = order.payload
+        self.say = say
+        self.stop = stop
+        self.ingest: IngestSettings = ingest_settings()
+        self.settings = FinetuneSettings()
+
+    def train(self) -> None:
+        """Raises GraftError; StoppedError, with a checkpoint kept."""
+        if (self.order.out / runs.MANIFEST).exists():
+            return
+        recipe = self._recipe()
+        for point in logged(self.order.out):
+            self.say(Said(point=point))
+        with room_for(recipe, self.payload.pause_engine, self.settings, self.ingest, self._wait):
+            hooks = Hooks(self._progress, self.stop.is_set, (_points_to(self.say),))
+            while True:
+                if self.stop.is_set():
+                    raise StoppedError(self.order.out, 0)
+                try:
+                    out, models, home = self.order.out, self.ingest.models, self.ingest.home
+                    train(recipe, out=out, settings=self.settings, models=models, home=home, hooks=hooks)
+                    return
+                except LockedError:  # by one that was cancelled, and has not stopped yet
+                    self._wait()
+
+    def finish(self) -> TuneResult:
+        """Checks, registers and activates, as it is asked. Raises GraftError."""
+        out, payload = self.order.out, self.payload
+        manifest = runs.read_manifest(out)
+        if not (payload.check or payload.register_it):
+            return self._result(None)
+        if not manifest.servable:
+            return self._not_servable(manifest)
+        url = self._engine()
+        with service_of(self.ingest.home) as client:
+            self._progress(_checking(manifest))
+            if payload.check:
+                self._check(url)
+            if not payload.register_it:
+                return self._result(None)
+            label = payload.label or payload.recipe
+            name = client.register_adapter(RegisterRequest(path=str(out), label=label)).name
+            if payload.activate:
+                fields = {"collection": payload.collection} if payload.collection else {}
+                client.activate_adapter(name, ActivateRequest(why=f"trained as {payload.run}", **fields))
+        return self._result(name, live=payload.activate)
+
+    def _recipe(self) -> Recipe:
+        payload = self.payload
+        return read_recipe(payload.recipe, (*payload.settings, f"data={payload.data}"))
+
+    def _progress(self, at: Progress) -> None:
+        self.say(Said(progress=TuneProgress.model_validate(at.model_dump())))
+
+    def _wait(self, waiting_for: Waiting | None = None, hint: str = "") -> None:
+        """A moment; says what for. Raises StoppedError."""
+        if waiting_for is not None:
+            self.say(Said(waits=Wait(waiting_for=waiting_for, hint=hint)))
+        if self.stop.wait(LOOK_SECONDS):
+            raise StoppedError(self.order.out, 0)
+
+    def _check(self, url: str) -> None:
+        """Raises InvalidError when the adapter does not pass."""
+        from finetune.check import check_adapter, record
+
+        settings = service_settings([])
+        roots = (*settings.adapter_roots, self.order.out)
+        settings = settings.model_copy(update={"adapter_roots": roots})
+        checked = check_adapter(
+            self.order.out, url=url, settings=settings, ingest=self.ingest, threads=self.settings.threads
+        )
+        record(self.order.out, checked)
+        if not checked.passed:
+            raise InvalidError(
+                f"the adapter in {str(self.order.out)!r} was trained, and did not pass its check: {checked.why_not}"
+            )
+
+    def _engine(self) -> str:
+        """-> the URL of the service's engine, once it answers and is given adapters. Raises StoppedError."""
+        while True:
+            try:
+                with service_of(self.ingest.home) as client:  # looked for anew: it may come back elsewhere
+                    found = client.ready().dependencies
+                engine, adapters = found["engine"], found["adapters"]
+                if engine.state == adapters.state == "ok":
+                    return service_settings(None).llm_url or engine.detail
+                hint = f"the engine takes the adapter when it is ready: {(engine if engine.state != 'ok' else adapters).detail}"
+            except UnavailableError as error:
+                hint = str(error)
+            self._wait("service", hint)
+
+    def _not_servable(self, manifest: Manifest) -> TuneResult:
+        """Raises InvalidError when it was to answer."""
+        why = f"it was not registered: {manifest.why_not}; `graft export` makes what the engine loads, where that is possible"
+        if self.payload.activate:
+            raise InvalidError(f"the training is in {str(self.order.out)!r}, but {why}")
+        return self._result(None, notes=(why,))
+
+    def _result(self, adapter: str | None, live: bool = False, notes: tuple[str, ...] = ()) -> TuneResult:
+        out = self.order.out
+        manifest = runs.read_manifest(out).model_dump(mode="json")
+        return TuneResult(folder=str(out), adapter=adapter, live=live, manifest=manifest, notes=notes)
+
+
+def _points_to(say: Callable[[Said], None]) -> Any:
+    """-> a callback of the trainer that says each loss as it is logged."""
+    from transformers import TrainerCallback
+
+    class Points(TrainerCallback):  # type: ignore[misc]
+        def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
+            losses = {name: logs[name] for name in ("loss", "eval_loss") if name in logs}
+            if losses:
+                say(Said(point=LossPoint(step=state.global_step, **losses)))
+
+    return Points()
+
+
+def logged(out: Path) -> list[LossPoint]:
+    """-> what an earlier process logged of this run, at most POINTS and one."""
+    found = []
+    with suppress(OSError):
+        for line in (out / runs.LOG).read_text(encoding="utf-8").splitlines():
+            with suppress(ValueError):  # a kill may have cut the last one off
+                logged = json.loads(line)
+                found.append(LossPoint(step=logged["step"], loss=logged.get("loss"), eval_loss=logged.get("eval_loss")))
+    found = [point for point in found if point.loss is not None or point.eval_loss is not None]
+    return found[:: len(found) // POINTS + 1]
+
+
+def _checking(manifest: Manifest) -> Progress:
+    steps, of = int(manifest.metrics.get("steps", 0)), manifest.metrics.get
+    return Progress(stage="checking", step=steps, steps=steps, loss=of("loss"), eval_loss=of("eval_loss"))
+
+
+def main() -> None:
+    said = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # what libraries print is nothing that we say
+    orders = os.fdopen(0, "rb", buffering=0)  # a buffer's lock, held by a reading thread, would abort the end
+    order = Order.model_validate_json(orders.readline())
+    say, stop = _writer(said), threading.Event()
+    threading.Thread(target=_obey, args=(orders, stop), daemon=True, name="orders").start()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    job = Job(order, say, stop)
+    try:
+        if order.part == "train":
+            job.train()
+        else:
+            say(Said(result=job.finish()))
+    except StoppedError:
+        say(Said(stopped=True))
+    except GraftError as error:
+        say(Said(error=str(error)))
+    except Exception as error:
+        logger.exception("the job failed")
+        say(Said(error=f"{type(error).__name__}: {error}"[:500]))
+
+
+def _writer(out: TextIO) -> Callable[[Said], None]:
+    lock = threading.Lock()
+
+    def say(said: Said) -> None:
+        with lock:
+            out.write(said.model_dump_json(exclude_none=True) + "\n")
+            out.flush()
+
+    return say
+
+
+def _obey(orders: RawIOBase, stop: threading.Event) -> None:
+    while orders.readline():
+        stop.set()
+    os._exit(1)  # the worker is gone, and another may do this job already
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,170 @@
+"""A recipe: a small TOML file with a method, the weights that train, and training arguments by the trainer's own names.
+
+A key stands in exactly one section, so `--set learning_rate=1e-4` needs no section.
+"""
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from functools import cache
+from itertools import takewhile
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field, ValidationError, model_validator
+
+from finetune.schemas import Method, Weights
+from ingest.errors import InvalidError, NotFoundError
+from ingest.schemas import Frozen
+
+_FILES = Path(__file__).parent / "recipes"
+
+
+_LOW_RANK = frozenset({"r", "lora_alpha", "lora_dropout", "target_modules", "use_dora", "use_rslora", "parent"})
+OWN: dict[Weights, frozenset[str]] = {  # fields of `Trained`, by what trains
+    "full": frozenset(),
+    "layers": frozenset({"layers"}),
+    "lora": _LOW_RANK,
+    "qlora": _LOW_RANK | {"bits", "double_quant"},
+    "ia3": frozenset({"target_modules"}),
+    "bottleneck": frozenset({"bottleneck"}),
+}
+
+
+class Model(Frozen):
+    """`base`: a folder, the name of a bundled model or its hub name; None: the model that is served."""
+
+    base: str | None = None
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # auto: the faster here, by a short probe
+    attn_implementation: str | None = None
+
+
+class Trained(Frozen):
+    """Which weights train. Fields of other ways are refused where they are given."""
+
+    weights: Weights = "lora"
+    layers: tuple[int, ...] = ()  # layers: their numbers, from 0; negative ones from the end
+    r: int = Field(default=16, ge=1, le=512)
+    lora_alpha: int = Field(default=32, ge=1)
+    lora_dropout: float = Field(default=0.0, ge=0, lt=1)
+    target_modules: str | tuple[str, ...] = "all-linear"
+    use_dora: bool = False
+    use_rslora: bool = False
+    bits: Literal[4, 8] = 4  # qlora
+    double_quant: bool = True
+    bottleneck: int = Field(default=64, ge=1)  # width
+    parent: Path | None = None  # an adapter to go on from
+
+    @model_validator(mode="after")
+    def _only_its_own(self) -> Self:
+        wrong = sorted(self.model_fields_set - OWN[self.weights] - {"weights"})
+        if wrong:
+            raise ValueError(f"weights = {self.weights!r} has no {', '.join(wrong)}")
+        if self.weights == "layers" and not self.layers:
+            raise ValueError("weights = 'layers' needs `layers`, the numbers of those that train")
+        return self
+
+
+class Data(Frozen):
+    """`held_out`: share of the rows that stops the training early, drawn by document where rows name them."""
+
+    data: Path | None = None
+    eval_data: Path | None = None
+    held_out: float = Field(default=0.1, ge=0, lt=1)
+    max_rows: int | None = Field(default=None, ge=1)
+    patience: int = Field(default=3, ge=0)  # evaluations without a better one; 0: no early stopping
+
+
+class Recipe(Frozen):
+    """`training`: fields of the trainer's arguments (transformers' TrainingArguments, and TRL's for the method)."""
+
+    name: str
+    method: Method
+    model: Model = Model()
+    trained: Trained = Trained()
+    data: Data = Data()
+    training: dict[str, Any] = {}
+
+    @property
+    def seed(self) -> int:
+        """Raises InvalidError."""
+        given = self.training.get("seed", 42)  # transformers' own
+        if not isinstance(given, int):
+            raise InvalidError(f"training argument seed = {given!r} does not fit: give a whole number")
+        return given
+
+
+SECTIONS: dict[str, type[Frozen]] = {"model": Model, "trained": Trained, "data": Data}
+
+
+def read_recipe(name: str, settings: Sequence[str] = ()) -> Recipe:
+    """`name`: of one of the product's, or a TOML file. `settings`: as "max_steps=4", "trained.r=8". Raises NotFoundError,
+    InvalidError.
+    """
+    path = Path(name)
+    if not name.endswith(".toml"):
+        path = _FILES / f"{name}.toml"
+        if name not in recipes():
+            raise NotFoundError(f"there is no recipe {name!r}; there are {', '.join(recipes())}, or give a .toml file")
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise NotFoundError(f"recipe {name!r} cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InvalidError(f"recipe {name!r} is not valid TOML: {error}") from error
+    for setting in settings:
+        _put(content, setting)
+    return recipe_of({"name": path.stem, **content})
+
+
+def recipe_of(content: Mapping[str, Any]) -> Recipe:
+    """Raises InvalidError."""
+    try:
+        return Recipe.model_validate(content)
+    except ValidationError as error:
+        said = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
+        raise InvalidError(f"recipe {content.get('name')!r} does not fit: {said}") from error
+
+
+def with_settings(recipe: Recipe, settings: Sequence[str]) -> Recipe:
+    """As those of `read_recipe`, over one that was read elsewhere. Raises InvalidError."""
+    content = recipe.model_dump(exclude_unset=True)
+    for setting in settings:
+        _put(content, setting)
+    return recipe_of(content)
+
+
+def about(name: str) -> str:
+    """-> the first sentence of a recipe's comment."""
+    lines = (_FILES / f"{name}.toml").read_text(encoding="utf-8").splitlines()
+    said = " ".join(line.removeprefix("#").strip() for line in takewhile(lambda line: line.startswith("#"), lines))
+    return said.partition(". ")[0].rstrip(".")
+
+
+@cache
+def recipes() -> tuple[str, ...]:
+    """The product's own, by name."""
+    return tuple(sorted(path.stem for path in _FILES.glob("*.toml")))
+
+
+def _put(content: dict[str, Any], setting: str) -> None:
+    """Raises InvalidError."""
+    key, mark, text = setting.partition("=")
+    key = key.strip()
+    if not mark or not key:
+        raise InvalidError(f"--set {setting!r} is not KEY=VALUE")
+    section, dot, field = key.partition(".")
+    if not dot:
+        field = key
+        section = next((name for name, fields in SECTIONS.items() if key in fields.model_fields), "training")
+    if section not in {*SECTIONS, "training"}:
+        raise InvalidError(f"--set {key!r}: a recipe has the sections {', '.join([*SECTIONS, 'training'])}")
+    held = content.setdefault(section, {})
+    held[field] = _value(text.strip())
+
+
+def _value(text: str) -> Any:
+    """As TOML has it; what is no TOML value is a string."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return {"True": True, "False": False}.get(text, text)

@@ -1,0 +1,171 @@
+"""A run's folder: new, going on from a checkpoint, or finished. One process at a time writes into it.
+
+out/run.json        what is trained on what; there from the start to the end
+out/checkpoints/    checkpoint-N; gone when the run is finished
+out/log.jsonl       what the trainer logs
+out/manifest.json   written last: a folder without it is unfinished
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from finetune.recipe import OWN, Recipe
+from finetune.schemas import Manifest, Rows
+from finetune.settings import FinetuneSettings
+from ingest.errors import ConflictError, InvalidError, LockedError, NotFoundError
+from service.base_model import read_base
+
+MANIFEST, STARTED, CHECKPOINTS, LOG, LOCK = "manifest.json", "run.json", "checkpoints", "log.jsonl", ".lock"
+
+
+def default_out(recipe: Recipe, digest: str, base: Path, settings: FinetuneSettings, home: Path) -> Path:
+    """-> where a run goes that is not told where. `digest`: of the rows."""
+    folder = settings.folder or home / "runs"
+    return folder / f"{recipe.name}-{_digest(_identity(recipe, [digest], base))[:8]}"
+
+
+def read_manifest(out: Path) -> Manifest:
+    """Raises NotFoundError for a folder that is no finished run, InvalidError for a broken file."""
+    try:
+        return Manifest.model_validate_json((out / MANIFEST).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise NotFoundError(f"{str(out)!r} is no finished run: it has no {MANIFEST}") from error
+    except ValueError as error:
+        raise InvalidError(f"{str(out / MANIFEST)!r} is not what `graft tune` writes: {error}") from error
+
+
+def processes() -> int:
+    """How many train together, as a launcher says it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def writes() -> bool:
+    """Whether this process is the one of them that writes and speaks."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+@contextmanager
+def claimed(out: Path) -> Iterator[None]:
+    """For the time of a run. Raises LockedError, InvalidError."""
+    if not writes():
+        yield
+        return
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidError(
+            f"the folder {str(out)!r} cannot be made ({error.strerror}); give another with --out DIR"
+        ) from error
+    lock = FileLock(out / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise LockedError(
+            f"another process is training into {str(out)!r}: wait for it, or give another --out DIR"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def begin(out: Path, recipe: Recipe, rows: tuple[Rows, Rows], base: Path, restart: bool = False) -> Path | None:
+    """-> the checkpoint to go on from, None for a new run. Raises ConflictError where the folder holds something else."""
+    wanted = _identity(recipe, [one.digest for one in rows], base)
+    started = _read(out / STARTED)
+    differing = [key for key in wanted if (started or {}).get(key) != json.loads(json.dumps(wanted[key]))]
+    if started is not None and (restart or (differing and last_checkpoint(out) is None)):
+        _empty(out)  # nothing is lost where nothing was trained
+        started = None
+    if (out / MANIFEST).exists():
+        again = "add --restart to train it anew, or " if started is not None else ""
+        raise ConflictError(f"{str(out)!r} holds a finished run: {again}give another folder with --out DIR")
+    if started is None:
+        others = [path.name for path in out.iterdir() if path.name != LOCK]
+        if others:
+            raise ConflictError(
+                f"{str(out)!r} holds other files, as {min(others)!r}: give an empty folder with --out DIR"
+            )
+        (out / STARTED).write_text(json.dumps(wanted, indent=1) + "\n")
+        return None
+    if differing:
+        raise ConflictError(
+            f"{str(out)!r} holds an unfinished run of another {' and '.join(differing)}: add --restart to drop it, or give "
+            "another folder with --out DIR"
+        )
+    return last_checkpoint(out)
+
+
+def last_checkpoint(out: Path) -> Path | None:
+    """-> the last one that is complete: its state is written last. What a kill left half written goes."""
+    found = (out / CHECKPOINTS).glob("checkpoint-*")
+    for path in sorted(found, key=lambda path: int(path.name.rpartition("-")[2]), reverse=True):
+        if _read(path / "trainer_state.json") is not None:
+            return path
+        shutil.rmtree(path)
+    return None
+
+
+def keep_log_until(out: Path, step: int) -> None:
+    """Drops what was logged after the checkpoint that a run goes on from."""
+    with suppress(FileNotFoundError):
+        lines = (out / LOG).read_text().splitlines(keepends=True)
+        (out / LOG).write_text("".join(line for line in lines if _step(line) <= step))
+
+
+def finish(out: Path, manifest: Manifest) -> None:
+    shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
+    unfinished = out / f".{MANIFEST}"
+    unfinished.write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    unfinished.replace(out / MANIFEST)
+
+
+def settled(recipe: Recipe) -> dict[str, Any]:
+    """A recipe as JSON, with what it leaves to defaults, without where on this machine the rows lie."""
+    trained = recipe.trained
+    own = {"weights", *OWN[trained.weights]}
+    if trained.weights == "ia3":  # which has other defaults of its own
+        own -= {"target_modules"} - trained.model_fields_set
+    held = recipe.model_dump(mode="json", exclude={"data": {"data", "eval_data"}})
+    return held | {"trained": {key: value for key, value in held["trained"].items() if key in own}}
+
+
+def _identity(recipe: Recipe, digests: list[str], base: Path) -> dict[str, Any]:
+    """What makes two runs the same."""
+    held = settled(recipe)
+    del held["name"], held["model"]["base"]
+    return {"recipe": held, "rows": digests, "base": read_base(str(base.absolute()), None).identity}
+
+
+def _digest(identity: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+
+def _read(file: Path) -> dict[str, Any] | None:
+    try:
+        held = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return held if isinstance(held, dict) else None
+
+
+def _empty(out: Path) -> None:
+    for path in out.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != LOCK:
+            path.unlink()
+
+
+def _step(line: str) -> int:
+    with suppress(ValueError, TypeError, KeyError):
+        return int(json.loads(line)["step"])
+    return 2**62  # a line that a kill cut off

@@ -1,0 +1,125 @@
+"""The words of training: a row, a data set's card, what a run is asked for and what it leaves."""
+
+from datetime import datetime
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from ingest.schemas import Frozen
+from service.schemas import Checked as Checked
+
+Method = Literal["sft", "dpo", "kto"]
+Weights = Literal["full", "layers", "lora", "qlora", "ia3", "bottleneck"]
+
+
+class Message(Frozen):
+    role: Literal["system", "user", "assistant", "tool"]
+    content: str
+
+
+class Provenance(Frozen):
+    """Where a row comes from. `documents`: ids or paths whose text it shows; `acl`: who may see them, None where all may."""
+
+    id: str | None = None
+    documents: tuple[str, ...] = ()
+    acl: tuple[str, ...] | None = None
+    kind: str | None = None  # as "answer", "refusal"
+    question: str | None = None
+
+
+class SftRow(Frozen):
+    """Loss is on the completion alone; where `completion` is empty, on every assistant message of `prompt`."""
+
+    prompt: tuple[Message, ...]
+    completion: tuple[Message, ...] = ()
+    source: Provenance = Provenance()
+
+    @model_validator(mode="after")
+    def _has_a_target(self) -> "SftRow":
+        trained = self.completion or self.prompt
+        if not any(one.role == "assistant" and one.content.strip() for one in trained):
+            raise ValueError("no assistant message with text to learn from")
+        return self
+
+
+class PreferenceRow(Frozen):
+    prompt: tuple[Message, ...] = Field(min_length=1)
+    chosen: tuple[Message, ...] = Field(min_length=1)
+    rejected: tuple[Message, ...] = Field(min_length=1)
+    source: Provenance = Provenance()
+
+
+class KtoRow(Frozen):
+    """`label`: whether the completion is wanted."""
+
+    prompt: tuple[Message, ...] = Field(min_length=1)
+    completion: tuple[Message, ...] = Field(min_length=1)
+    label: bool
+    source: Provenance = Provenance()
+
+
+Row = SftRow | PreferenceRow | KtoRow
+ROW_OF: dict[Method, type[SftRow] | type[PreferenceRow] | type[KtoRow]] = {
+    "sft": SftRow,
+    "dpo": PreferenceRow,
+    "kto": KtoRow,
+}
+
+
+class Rows(Frozen):
+    """Rows of one kind. `digest`: SHA-256 over the rows in their order; `places`: as "rows.jsonl:7", one a row."""
+
+    rows: tuple[Row, ...]
+    digest: str
+    places: tuple[str, ...] = ()
+    name: str = ""
+    prompt_version: str | None = None  # that all prompts were built with, where the data set says so
+
+
+class Progress(Frozen):
+    """How far a run is. `seconds_left` of the training; `tokens_per_second` over the last steps."""
+
+    stage: Literal["waiting", "loading", "training", "evaluating", "saving", "checking"]
+    step: int = 0
+    steps: int = 0
+    epoch: float = 0.0
+    loss: float | None = None
+    eval_loss: float | None = None
+    learning_rate: float | None = None
+    tokens_per_second: float | None = None
+    seconds_left: float | None = None
+
+
+class Manifest(Frozen):
+    """What a run leaves beside its weights, written last: a folder without one is unfinished."""
+
+    made_by: Literal["graft"] = "graft"
+    version: int = 1
+    created_at: datetime
+    recipe: dict[str, Any]
+    method: Method
+    weights: Weights
+    seed: int
+    data: str  # name
+    data_digest: str
+    rows: int
+    held_out_rows: int
+    documents: tuple[str, ...]
+    acl: tuple[str, ...] | None  # groups that may see every row; None: all may
+    prompt_version: str | None = None
+    languages: tuple[str, ...] = ()  # of at least a twentieth of the rows
+    base: str  # identity, as `service.base_model` has it
+    base_revision: str | None = None
+    parent: str | None = None
+    tokenizer: str  # SHA-256 of its files
+    trainable_parameters: int
+    all_parameters: int
+    metrics: dict[str, float]
+    versions: dict[str, str]
+    hardware: dict[str, Any]
+    seconds: float
+    peak_memory_bytes: int
+    servable: bool  # by vLLM as it is
+    why_not: str | None = None
+    checked: Checked | None = None
+    exported: Literal["merged", "lora"] | None = None  # what `graft export` made of it

@@ -1,0 +1,92 @@
+"""A run on the terminal: one line that moves, or lines that follow each other where nobody watches; and what is left of it."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as ProgressBar
+
+from finetune.schemas import Manifest, Progress
+from service.show import err, escape, out
+
+EVERY = 15.0  # seconds between two lines, where they follow each other
+
+
+@contextmanager
+def shown() -> Iterator[Callable[[Progress], None]]:
+    """-> what shows a run's progress, on standard error."""
+    if not err.is_terminal:
+        yield _Lines()
+        return
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=24),
+               TextColumn("{task.fields[said]}"), TimeElapsedColumn())  # fmt: skip
+    with ProgressBar(*columns, console=err, transient=True) as bar:
+        task = bar.add_task("loading", total=None, said="")
+
+        def show(at: Progress) -> None:
+            bar.update(task, description=at.stage, total=at.steps or None, completed=at.step, said=said(at))
+
+        yield show
+
+
+class _Lines:
+    """The first, the last, each change of the stage but to evaluate and back, and else one in a while."""
+
+    def __init__(self) -> None:
+        self._stage, self._line = "", ""
+        self._told = 0.0
+
+    def __call__(self, at: Progress) -> None:
+        stage = "training" if at.stage == "evaluating" else at.stage
+        line = f"{stage} {said(at)}".rstrip()
+        due = stage != self._stage or at.step == at.steps > 0 or time.monotonic() - self._told > EVERY
+        if due and line != self._line:
+            self._stage, self._line, self._told = stage, line, time.monotonic()
+            err.print(line, markup=False)
+
+
+def said(at: Progress) -> str:
+    """As "step 12/40, loss 1.234, held out 1.301, 165 tokens/s, 3:20 left"."""
+    parts = [f"step {at.step}/{at.steps}"] if at.steps else []
+    if at.loss is not None:
+        parts.append(f"loss {at.loss:.4g}")
+    if at.eval_loss is not None:
+        parts.append(f"held out {at.eval_loss:.4g}")
+    if at.tokens_per_second:
+        parts.append(f"{at.tokens_per_second:.0f} tokens/s")
+    if at.seconds_left:
+        parts.append(f"{clock(at.seconds_left)} left")
+    return ", ".join(parts)
+
+
+def clock(seconds: float) -> str:
+    """As 3:20, or 1:02:05."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def print_summary(manifest: Manifest, folder: Path) -> None:
+    """What was trained, and the commands that follow."""
+    held = manifest.metrics
+    losses = [f"loss {held['train_loss']:.4g} on average"] if "train_loss" in held else []
+    if "eval_loss" in held:
+        losses.append(
+            f"{held['eval_loss']:.4g} on {manifest.held_out_rows} held-out rows at step {held['best_step']:.0f}"
+        )
+    out.print(f"trained {manifest.trainable_parameters:,} of {manifest.all_parameters:,} parameters of "
+              f"{escape(manifest.base)} on {manifest.rows} rows in {clock(manifest.seconds)}: {', '.join(losses)}")  # fmt: skip
+    peak = manifest.peak_memory_bytes / 2**30
+    if left_out := held.get("rows_left_out"):
+        out.print(f"  [yellow]note:[/] {left_out:.0f} rows are longer than max_length and were left out")
+    out.print(f"  in {escape(str(folder))}, with manifest.json and curve.png; {peak:.1f} GiB at most")
+    if manifest.weights in {"full", "layers"}:
+        out.print(f"  next: graft up --model {escape(str(folder))}", soft_wrap=True)
+    elif manifest.servable:
+        out.print(
+            f"  next: graft check {escape(str(folder))}, then graft adapters add {escape(str(folder))}", soft_wrap=True
+        )
+    else:
+        out.print(f"  {escape(manifest.why_not or '')}")
