@@ -36,6 +36,9 @@ from benchmarks import (
     retrieve_scale,
     retrieve_stages,
     sync_unchanged,
+    tune_answers,
+    tune_methods,
+    tune_speed,
 )
 from benchmarks.report import Options, Row, machine, say, skipped, table
 
@@ -62,6 +65,9 @@ BENCHMARKS: dict[str, Callable[[Options], list[Row]]] = {
     "adapter_tokens": adapter_tokens.run,
     "adapter_swap": adapter_swap.run,
     "adapter_limits": adapter_limits.run,
+    "tune_answers": tune_answers.run,
+    "tune_methods": tune_methods.run,
+    "tune_speed": tune_speed.run,
 }
 
 
