@@ -4,8 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from finetune.schemas import Progress
 from ingest.errors import GraftError
+from service.tuning import TuneProgress
 
 
 class StoppedError(GraftError):
@@ -18,14 +18,14 @@ class StoppedError(GraftError):
         self.step = step
 
 
-def _ignored(_: Progress) -> None:
+def _ignored(_: TuneProgress) -> None:
     pass
 
 
 class Hooks(NamedTuple):
     """`cancelled` is asked after each step. `callbacks`: transformers' TrainerCallbacks of the caller."""
 
-    progress: Callable[[Progress], None] = _ignored
+    progress: Callable[[TuneProgress], None] = _ignored
     cancelled: Callable[[], bool] = lambda: False
     callbacks: tuple[Any, ...] = ()
 

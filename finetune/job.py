@@ -19,7 +19,7 @@ from finetune import runs
 from finetune.hooks import Hooks, StoppedError
 from finetune.recipe import Recipe, read_recipe
 from finetune.room import room_for, service_of
-from finetune.schemas import Manifest, Progress
+from finetune.schemas import Manifest
 from finetune.settings import FinetuneSettings
 from finetune.train import train
 from ingest.errors import GraftError, InvalidError, LockedError, UnavailableError
@@ -106,8 +106,8 @@ class Job:
         payload = self.payload
         return read_recipe(payload.recipe, (*payload.settings, f"data={payload.data}"))
 
-    def _progress(self, at: Progress) -> None:
-        self.say(Said(progress=TuneProgress.model_validate(at.model_dump())))
+    def _progress(self, at: TuneProgress) -> None:
+        self.say(Said(progress=at))
 
     def _wait(self, waiting_for: Waiting | None = None, hint: str = "") -> None:
         """A moment; says what for. Raises StoppedError."""
@@ -184,9 +184,9 @@ def logged(out: Path) -> list[LossPoint]:
     return found[:: len(found) // POINTS + 1]
 
 
-def _checking(manifest: Manifest) -> Progress:
+def _checking(manifest: Manifest) -> TuneProgress:
     steps, of = int(manifest.metrics.get("steps", 0)), manifest.metrics.get
-    return Progress(stage="checking", step=steps, steps=steps, loss=of("loss"), eval_loss=of("eval_loss"))
+    return TuneProgress(stage="checking", step=steps, steps=steps, loss=of("loss"), eval_loss=of("eval_loss"))
 
 
 def main() -> None:

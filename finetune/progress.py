@@ -10,8 +10,8 @@ from typing import Any
 from transformers import TrainerCallback
 
 from finetune.hooks import Hooks
-from finetune.schemas import Progress
 from ingest.errors import InvalidError
+from service.tuning import TuneProgress
 
 WINDOW = 20  # steps that speed is taken over
 
@@ -25,7 +25,7 @@ class ProgressCallback(TrainerCallback):  # type: ignore[misc]
         self.stopped = False
         self._asked = False
         self._evaluating = False
-        self._told: dict[str, float] = {}  # fields of Progress, as they were last seen
+        self._told: dict[str, float] = {}  # fields of TuneProgress, as they were last seen
         self._steps: deque[tuple[float, int, int]] = deque(maxlen=WINDOW + 1)  # (seconds, step, tokens)
 
     def stop(self) -> None:
@@ -81,7 +81,7 @@ class ProgressCallback(TrainerCallback):  # type: ignore[misc]
             self._told["tokens_per_second"] = round((after - before) / spent, 1)
             self._told["seconds_left"] = round(spent / done * (state.max_steps - last), 1)
         self.hooks.progress(
-            Progress(
+            TuneProgress(
                 stage=stage,
                 step=state.global_step,
                 steps=state.max_steps,

@@ -76,20 +76,6 @@ class Rows(Frozen):
     prompt_version: str | None = None  # that all prompts were built with, where the data set says so
 
 
-class Progress(Frozen):
-    """How far a run is. `seconds_left` of the training; `tokens_per_second` over the last steps."""
-
-    stage: Literal["waiting", "loading", "training", "evaluating", "saving", "checking"]
-    step: int = 0
-    steps: int = 0
-    epoch: float = 0.0
-    loss: float | None = None
-    eval_loss: float | None = None
-    learning_rate: float | None = None
-    tokens_per_second: float | None = None
-    seconds_left: float | None = None
-
-
 class Manifest(Frozen):
     """What a run leaves beside its weights, written last: a folder without one is unfinished."""
 

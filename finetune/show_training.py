@@ -8,14 +8,15 @@ from pathlib import Path
 from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as ProgressBar
 
-from finetune.schemas import Manifest, Progress
+from finetune.schemas import Manifest
 from service.show import err, escape, out
+from service.tuning import TuneProgress
 
 EVERY = 15.0  # seconds between two lines, where they follow each other
 
 
 @contextmanager
-def shown() -> Iterator[Callable[[Progress], None]]:
+def shown() -> Iterator[Callable[[TuneProgress], None]]:
     """-> what shows a run's progress, on standard error."""
     if not err.is_terminal:
         yield _Lines()
@@ -25,7 +26,7 @@ def shown() -> Iterator[Callable[[Progress], None]]:
     with ProgressBar(*columns, console=err, transient=True) as bar:
         task = bar.add_task("loading", total=None, said="")
 
-        def show(at: Progress) -> None:
+        def show(at: TuneProgress) -> None:
             bar.update(task, description=at.stage, total=at.steps or None, completed=at.step, said=said(at))
 
         yield show
@@ -38,7 +39,7 @@ class _Lines:
         self._stage, self._line = "", ""
         self._told = 0.0
 
-    def __call__(self, at: Progress) -> None:
+    def __call__(self, at: TuneProgress) -> None:
         stage = "training" if at.stage == "evaluating" else at.stage
         line = f"{stage} {said(at)}".rstrip()
         due = stage != self._stage or at.step == at.steps > 0 or time.monotonic() - self._told > EVERY
@@ -47,7 +48,7 @@ class _Lines:
             err.print(line, markup=False)
 
 
-def said(at: Progress) -> str:
+def said(at: TuneProgress) -> str:
     """As "step 12/40, loss 1.234, held out 1.301, 165 tokens/s, 3:20 left"."""
     parts = [f"step {at.step}/{at.steps}"] if at.steps else []
     if at.loss is not None:

@@ -22,9 +22,10 @@ from finetune.hooks import SILENT, Hooks, StoppedError
 from finetune.recipe import Recipe
 from finetune.rows import read_rows, split_rows
 from finetune.rows_lines import rows_of
-from finetune.schemas import Manifest, Progress, Rows
+from finetune.schemas import Manifest, Rows
 from finetune.settings import FinetuneSettings
 from ingest.errors import InvalidError, SettingsError
+from service.tuning import TuneProgress
 
 if TYPE_CHECKING:
     from finetune.progress import ProgressCallback
@@ -64,7 +65,7 @@ def train(
     base, (everything, learn, held_out) = find_base(recipe.model.base, models), data or read_data(recipe)
     with runs.claimed(out), _advised(recipe):
         resume_from = _begin(out, recipe, (learn, held_out), base, restart)
-        hooks.progress(Progress(stage="loading"))
+        hooks.progress(TuneProgress(stage="loading"))
         run, callback = _prepare(recipe, base, learn, held_out, out, settings, hooks, home, resume_from)
         trained = _trained(run, callback)
         if callback.stopped:
@@ -72,7 +73,7 @@ def train(
         if not runs.writes():
             return _manifest(run, everything, trained, started)
         state = trained.trainer.state
-        hooks.progress(Progress(stage="saving", step=state.global_step, steps=state.max_steps))
+        hooks.progress(TuneProgress(stage="saving", step=state.global_step, steps=state.max_steps))
         return _saved(run, everything, trained, started)
 
 

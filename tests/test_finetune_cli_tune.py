@@ -16,9 +16,9 @@ from typer.testing import CliRunner, Result
 from finetune.base_folder import find_base
 from finetune.cli_tune import tune
 from finetune.runs import read_manifest
-from finetune.schemas import Progress
 from finetune.show_training import clock, said
 from ingest.errors import ConflictError, GraftError, NotFoundError, SettingsError
+from service.tuning import TuneProgress
 
 app = typer.Typer()
 app.command()(tune)
@@ -105,11 +105,11 @@ def test_a_base_is_found_by_folder_name_and_hub_name(models: Path, tmp_path: Pat
 
 
 def test_progress_is_said_in_a_line() -> None:
-    at = Progress(
+    at = TuneProgress(
         stage="training", step=12, steps=40, loss=1.23456, eval_loss=1.3, tokens_per_second=165.4, seconds_left=200
     )
     assert said(at) == "step 12/40, loss 1.235, held out 1.3, 165 tokens/s, 3:20 left"
-    assert said(Progress(stage="loading")) == ""
+    assert said(TuneProgress(stage="loading")) == ""
     assert (clock(59.6), clock(3725)) == ("1:00", "1:02:05")
 
 

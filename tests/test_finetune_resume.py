@@ -17,8 +17,8 @@ from tuning import curve, recipe, tune, write_other_rows, write_rows
 from finetune import runs
 from finetune.hooks import Hooks, StoppedError
 from finetune.recipe import Recipe
-from finetune.schemas import Progress
 from ingest.errors import ConflictError, LockedError
+from service.tuning import TuneProgress
 
 pytestmark = pytest.mark.slow
 # With dropout, whose random states have to come back, and held-out rows that are best at step 8: with early stopping's patience
@@ -54,7 +54,7 @@ def stopping(after: int, act: Any) -> Hooks:
     """Hooks that act once, when a step's loss is known."""
     done: list[int] = []
 
-    def progress(at: Progress) -> None:
+    def progress(at: TuneProgress) -> None:
         if at.step >= after and at.loss is not None and not done:
             done.append(at.step)
             act()
@@ -105,7 +105,7 @@ def test_a_killed_run_goes_on_and_its_curve_is_that_of_an_unbroken_one(
 
 def goes_on(asked: Any, out: Path) -> int:
     """-> the first step that was trained."""
-    told: list[Progress] = []
+    told: list[TuneProgress] = []
     tune(asked, out, Hooks(told.append))
     return next(one.step for one in told if one.loss is not None)
 

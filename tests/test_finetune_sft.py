@@ -12,8 +12,9 @@ from finetune.hooks import Hooks
 from finetune.methods import load_tuned
 from finetune.recipe import recipes
 from finetune.runs import read_manifest
-from finetune.schemas import Progress, SftRow
+from finetune.schemas import SftRow
 from ingest.errors import InvalidError, SettingsError
+from service.tuning import TuneProgress
 
 pytestmark = pytest.mark.slow
 SHORT = ("max_steps=10", "held_out=0", "gradient_accumulation_steps=1", "per_device_train_batch_size=4")
@@ -205,7 +206,7 @@ def test_a_run_tells_how_far_it_is_logs_it_and_calls_the_callers_callbacks(
         def on_step_end(self, *_: Any, **__: Any) -> None:
             self.steps += 1
 
-    told: list[Progress] = []
+    told: list[TuneProgress] = []
     counts = Counts()
     asked = recipe("sft-lora", rows, base, "max_steps=4", "held_out=0.2", "gradient_accumulation_steps=1")
     manifest = tune(asked, tmp_path / "out", Hooks(told.append, callbacks=(counts,)))

@@ -27,11 +27,11 @@ from finetune.hooks import Hooks, StoppedError
 from finetune.memory import estimate
 from finetune.recipe import read_recipe
 from finetune.room import room_for
-from finetune.schemas import Progress
 from finetune.settings import FinetuneSettings
 from finetune.train import read_data, train
 from ingest.errors import InvalidError, UnavailableError
 from ingest.settings import IngestSettings
+from service.tuning import TuneProgress
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(700)]
 STEPS = 24
@@ -119,7 +119,7 @@ def test_a_job_survives_its_worker_and_its_curve_has_no_gap(bench: Service) -> N
 
     # unbroken, here
     recipe = read_recipe("sft-lora", [*settings_for(bench), f"data={bench.root / 'rows.jsonl'}"])
-    told: list[Progress] = []
+    told: list[TuneProgress] = []
     hooks = Hooks(told.append)
     place = {"out": bench.home / "unbroken", "models": bench.root, "home": bench.home}
     train(recipe, **place, settings=FinetuneSettings(trackers=()), hooks=hooks)
