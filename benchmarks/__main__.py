@@ -38,6 +38,9 @@ from benchmarks import (
     sync_unchanged,
     tune_answers,
     tune_methods,
+    tune_retrieval,
+    tune_rlhf,
+    tune_search,
     tune_speed,
 )
 from benchmarks.report import Options, Row, machine, say, skipped, table
@@ -67,6 +70,9 @@ BENCHMARKS: dict[str, Callable[[Options], list[Row]]] = {
     "adapter_limits": adapter_limits.run,
     "tune_answers": tune_answers.run,
     "tune_methods": tune_methods.run,
+    "tune_retrieval": tune_retrieval.run,
+    "tune_rlhf": tune_rlhf.run,
+    "tune_search": tune_search.run,
     "tune_speed": tune_speed.run,
 }
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 
-from deploy.onnx_writer import CONTRIB, FLOAT, INT32, INT64, Graph, Input
+from ingest.onnx_writer import CONTRIB, FLOAT, INT32, INT64, Graph, Input
 
 Array = NDArray[Any]
 BLOCK = 32  # weights that share a scale

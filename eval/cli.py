@@ -2,11 +2,12 @@
 
 import typer
 
-from eval import cli_answers, cli_retrieval, cli_search
+from eval import cli_answers, cli_flip, cli_retrieval, cli_search
 
 app = typer.Typer(no_args_is_help=True, help="Measures retrieval and answers.")
 app.command()(cli_retrieval.retrieval)
 app.command()(cli_retrieval.compare)
+app.command()(cli_flip.flip)
 app.command()(cli_answers.answers)
 app.command()(cli_answers.report)
 app.command()(cli_search.sweep)

@@ -40,7 +40,9 @@ def sweep(
     trials: Annotated[
         int, typer.Option(min=1, help="Settings that are tried, earlier ones of the study counted.")
     ] = 30,
-    sampler: Annotated[str, typer.Option(metavar="tpe|random|grid", help="How they are chosen.")] = "tpe",
+    sampler: Annotated[
+        str, typer.Option(metavar="tpe|grid|random|gp|nsga2|cmaes|pso", help="How they are chosen.")
+    ] = "tpe",
     metric: Annotated[str, typer.Option(help="As ndcg@10; or of answers, as f1, which needs the engine.")] = "ndcg@10",
     holdout: Annotated[float, typer.Option(help="Share of the questions that the search does not see.")] = 0.5,
     split: SplitOption = None,
@@ -57,15 +59,16 @@ def sweep(
     """Searches settings of retrieval, and measures the best beside the default on questions held out."""
     from eval.cases import read_dataset
     from eval.retrieval_metrics import MEASURES
-    from eval.search import parse_space
+    from eval.samplers import read_sampler
     from eval.show_search import print_sweep, say_trial
+    from eval.space import parse_space
     from eval.sweep import Plan
     from eval.sweep import sweep as run
 
     check_writable(to)
     check_writable(str(write) if write else None)
     storage = studies or ingest_settings().home / "studies"
-    plan = Plan(parse_space(space), trials, _sampler(sampler), metric, holdout, seed, name, storage)
+    plan = Plan(parse_space(space), trials, read_sampler(sampler), metric, holdout, seed, name, storage)
     data = read_dataset(dataset, split, limit, seed)
     with ended_by_signal(), connected(needs_engine=metric not in MEASURES) as client:
         with progress() as tell:
@@ -191,13 +194,6 @@ def probe(
         write_json(found, to)
     if to != "-":
         print_probes(found)
-
-
-def _sampler(given: str) -> Literal["tpe", "random", "grid"]:
-    match given:
-        case "tpe" | "random" | "grid":
-            return given
-    raise InvalidError(f"--sampler {given!r} is none of tpe, random and grid")
 
 
 def _task(given: str | None) -> Literal["classify", "regress"] | None:

@@ -42,13 +42,14 @@ class Placed(NamedTuple):
     """Where a data set's documents are. `ids`: by path, the data set's own; none where it names paths itself.
 
     `retrieval`: for each request in place of the collection's settings. `left_out`: by id, why a document could not be
-    taken in.
+    taken in. `other_index`: of the collection, that is asked in place of the live one.
     """
 
     view: CollectionView
     ids: Mapping[str, str]
     retrieval: Retrieval | None
     left_out: Mapping[str, str]
+    other_index: str | None = None
 
     def document(self, path: str) -> str:
         return self.ids.get(path, path)
@@ -131,7 +132,8 @@ def document_name(document: Document) -> str:
     return f"{digest[:32]}.{'md' if document.title.strip() else 'txt'}"
 
 
-def _content(document: Document) -> str:
+def document_content(document: Document) -> str:
+    """-> what its file says."""
     title = " ".join(document.title.split())
     return f"# {title}\n\n{document.text}\n" if title else document.text
 
@@ -207,7 +209,7 @@ def _upload(client: Client, name: str, documents: Sequence[Document]) -> Job:
         files = []
         for one in documents:
             file = Path(folder) / document_name(one)
-            file.write_bytes(_content(one).encode())
+            file.write_bytes(document_content(one).encode())
             files.append(file)
         return _to_its_end(lambda: client.upload(files, name))
 

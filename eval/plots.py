@@ -1,4 +1,4 @@
-"""Distributions as inline SVG: their colours are the page's (CSS variables), so they follow its theme, and their text is text.
+"""Figures as inline SVG: their colours are the page's (CSS variables), so they follow its theme, and their text is text.
 
 Drawn with matplotlib's own objects, without pyplot: no display, no global state, the same bytes for the same numbers.
 """
@@ -78,6 +78,64 @@ def rank_histogram(ranks: Sequence[int | None]) -> Plot:
     axes.tick_params(labelsize=7.5)
     axes.margins(x=0.01, y=0.14)
     return _plot(figure, ", ".join(f"{name}: {counted[name]}" for name in names))
+
+
+def history(values: Sequence[tuple[int, float]], best: Sequence[tuple[int, float]], failed: Sequence[int] = ()) -> Plot:
+    """`values` and the `best` so far, by number; `failed` have no value, and are marked below."""
+    figure, axes = _curve_axes()
+    axes.plot(*_dots(values), color=_BEFORE, linewidth=4, solid_capstyle="round", clip_on=False)
+    axes.step(*_both(best), where="post", color=_ACCENT, linewidth=1.6, clip_on=False)
+    if failed:
+        below = _dots([(number, 0.0) for number in failed])
+        where = axes.get_xaxis_transform()
+        axes.plot(*below, color=_MUTED, linewidth=4, solid_capstyle="round", transform=where, clip_on=False)
+    return _plot(figure, ", ".join(f"{number}: {value:.4g}" for number, value in best))
+
+
+def bars(shares: Sequence[tuple[str, float]]) -> Plot:
+    """Shares from 0 to 1, the largest first, by name."""
+    figure, axes = _axes()
+    shown = list(reversed(shares))
+    drawn = axes.barh(
+        range(len(shown)), [share for _, share in shown], height=0.7, color=_ACCENT, linewidth=0, clip_on=False
+    )
+    axes.bar_label(drawn, labels=[f"{share:.2f}" for _, share in shown], fontsize=8, color=_MUTED, padding=3)
+    axes.set_position((0.42, 0.13, 0.5, 0.82))
+    axes.set_yticks(range(len(shown)), [name[-24:] for name, _ in shown])
+    axes.grid(False)
+    axes.set_xlim(0, 1)
+    return _plot(figure, ", ".join(f"{name}: {share:.2f}" for name, share in shares))
+
+
+def curves(lines: Sequence[tuple[Sequence[tuple[int, float]], bool]]) -> Plot:
+    """Each line's points, and whether it is marked as one that was ended."""
+    figure, axes = _curve_axes()
+    for points, ended in lines:
+        colour = _MUTED if ended else _ACCENT
+        axes.plot(*_both(points), color=colour, linewidth=0.9, linestyle=":" if ended else "-", clip_on=False)
+        axes.plot(*_dots(points), color=colour, linewidth=3, solid_capstyle="round", clip_on=False)
+    return _plot(figure, f"{len(lines)} trials, {sum(ended for _, ended in lines)} ended early")
+
+
+def _dots(points: Sequence[tuple[int, float]]) -> tuple[list[float], list[float]]:
+    """-> a line without length at each point, whose round ends are a dot: markers would be definitions, which go."""
+    across = [part for at, _ in points for part in (float(at), float(at), math.nan)]
+    return across, [part for _, value in points for part in (value, value, math.nan)]
+
+
+def _both(points: Sequence[tuple[int, float]]) -> tuple[list[int], list[float]]:
+    return [at for at, _ in points], [value for _, value in points]
+
+
+def _curve_axes() -> tuple["Figure", "Axes"]:
+    """With whole numbers below, and room for values at the left."""
+    from matplotlib.ticker import MaxNLocator
+
+    figure, axes = _axes()
+    axes.set_position((0.16, 0.13, 0.82, 0.82))
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=4))
+    return figure, axes
 
 
 def _axes() -> tuple["Figure", "Axes"]:

@@ -5,10 +5,8 @@ page's own policy forbids it to run or load anything.
 """
 
 import json
-import secrets
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +14,7 @@ from eval import plots, report_cases, report_figures
 from eval.blame import LEVERS
 from eval.compare import differences, shared
 from eval.report_figures import Estimate, label
-from eval.report_page import environment
+from eval.report_page import environment, write_page
 from eval.resample import DRAWS
 from eval.schemas import AnswersRun, Difference, RetrievalRun, Run
 from ingest.errors import InvalidError
@@ -61,19 +59,7 @@ def write_report(run: Run, path: Path, before: Run | None = None, controls: Sequ
     """
     if before is not None and before.kind != run.kind:
         raise InvalidError(f"a run of {run.kind} is not compared with one of {before.kind}: name two of the same kind")
-    page = render(run, before, controls).encode("utf-8", errors="replace")
-    part = path.parent / f".report-{secrets.token_hex(8)}"
-    try:
-        with part.open("xb") as file:
-            file.write(page)
-        part.replace(path)
-    except (OSError, ValueError) as error:
-        with suppress(OSError, ValueError):
-            part.unlink()
-        raise InvalidError(
-            f"the report cannot be written to {str(path)!r}: {getattr(error, 'strerror', None) or error}; "
-            "name a file in a folder that you may write to"
-        ) from error
+    write_page(render(run, before, controls), path)
 
 
 def render(run: Run, before: Run | None = None, controls: Sequence[AnswersRun] = ()) -> str:

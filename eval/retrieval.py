@@ -85,6 +85,7 @@ def _asked(
 
 def _ask(client: Client, placed: Placed, case: Case) -> _Found:
     fields: dict[str, Any] = {"retrieval": placed.retrieval} if placed.retrieval else {}
+    fields |= {"index": placed.other_index} if placed.other_index else {}
     request = SearchRequest(
         question=case.question, collection=placed.view.name, group_by="document", top_k=DEPTH, **fields
     )

@@ -9,7 +9,8 @@ from eval.calibrate import Calibration
 from eval.probe import Probes
 from eval.resample import Estimate
 from eval.schemas import Difference
-from eval.search import Setting, Trial
+from eval.space import Setting
+from eval.study import Study, Trial, rank
 from eval.sweep import Sweep
 from eval.weights import Weights
 from service.show import err, escape, out
@@ -18,7 +19,8 @@ SHOWN = 15  # trials, settings
 
 
 def say_trial(trial: Trial) -> None:
-    said = f"{trial.value:.4f}" if trial.value is not None else f"[red]refused[/]: {escape(trial.error)}"
+    why = "given up" if trial.pruned else "[red]refused[/]"
+    said = f"{trial.value:.4f}" if trial.value is not None else f"{why}: {escape(trial.error)}"
     err.print(f"[dim]{trial.number + 1:>3}[/] {said}  {escape(_said(trial.setting))}  [dim]{trial.seconds:.1f} s[/]")
 
 
@@ -31,19 +33,24 @@ def _said(setting: Setting) -> str:
     )
 
 
+def print_trials(study: Study, metric: str) -> None:
+    """The best first."""
+    table = Table(Column("trial", justify="right"), Column(metric, justify="right"), "setting")
+    for trial in sorted(study.trials, key=lambda one: rank(one, study.minimize))[:SHOWN]:
+        value = f"{trial.value:.4f}" if trial.value is not None else "given up" if trial.pruned else "refused"
+        table.add_row(
+            str(trial.number + 1), value, escape(_said(trial.setting) + (f" ({trial.error})" if trial.error else ""))
+        )
+    out.print(table)
+
+
 def print_sweep(found: Sweep, storage: Path) -> None:
     study = found.study
     out.print(
         f"{escape(found.dataset)}: {len(study.trials)} settings ({study.sampler}) on {found.searched} questions, "
         f"{found.collections} indexes; study {escape(study.name)} in {escape(str(storage))}"
     )
-    table = Table(Column("trial", justify="right"), Column(found.metric, justify="right"), "setting")
-    for trial in sorted(study.trials, key=lambda one: -(one.value if one.value is not None else -1))[:SHOWN]:
-        value = f"{trial.value:.4f}" if trial.value is not None else "refused"
-        table.add_row(
-            str(trial.number + 1), value, escape(_said(trial.setting) + (f" ({trial.error})" if trial.error else ""))
-        )
-    out.print(table)
+    print_trials(study, found.metric)
     out.print(f"default: {escape(_said(found.default))}\nchosen:  {escape(_said(found.chosen))}")
     if found.chosen == found.default:
         out.print("keep: nothing that was tried is better than the default")

@@ -23,8 +23,10 @@ from eval.compare import differences
 from eval.report_figures import LOWER_IS_BETTER
 from eval.retrieval import run_retrieval
 from eval.retrieval_metrics import MEASURES, is_judged
+from eval.samplers import Sampler
 from eval.schemas import AnswersRun, DataSet, Difference, Run, RunFacts
-from eval.search import Sampler, Setting, Space, Study, Trial, Value, run_study
+from eval.space import Setting, Space, Value
+from eval.study import Study, Trial, run_study
 from ingest.catalog import now
 from ingest.errors import InvalidError
 from ingest.schemas import Chunking, Frozen, Retrieval

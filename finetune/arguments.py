@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import PydanticUserError, TypeAdapter, ValidationError
 
 from finetune import runs
-from finetune.recipe import SECTIONS, Recipe
+from finetune.recipe import BY_REWARD, SECTIONS, Recipe
 from finetune.run import Run
 from finetune.training_names import training_names
 from ingest.errors import InvalidError, SettingsError
@@ -31,6 +31,8 @@ ELSEWHERE = {
          "eos_token", "pad_token", "remove_unused_columns", "truncation_mode"),
         "rows are laid out by the base's own chat template, and their answers alone are learned",
     ),
+    "reward_weights": "set rewards, each with its weight",
+    "chat_template_kwargs": "prompts are laid out as serving lays them out",
     "model_init_kwargs": "set model.dtype or model.attn_implementation",
     "trust_remote_code": "no code that comes with a model is run",
 }  # fmt: skip
@@ -89,6 +91,10 @@ def _defaults(run: Run, given: dict[str, Any]) -> dict[str, Any]:
         "disable_tqdm": True,
         "per_device_eval_batch_size": given.get("per_device_train_batch_size", 8),
     }
+    if run.recipe.method == "grpo":  # which are all the answers to some prompts
+        answers = given.get("num_generations_eval") or given.get("num_generations") or 8  # TRL's own
+        size = defaults["per_device_eval_batch_size"]
+        defaults["per_device_eval_batch_size"] = max(size // answers, 1) * answers
     if run.recipe.trained.weights == "qlora" and torch.cuda.is_available():
         defaults["optim"] = "paged_adamw_32bit"
     if run.held_out.rows:
@@ -116,10 +122,11 @@ def _settled(run: Run) -> dict[str, Any]:
         "push_to_hub": False,
     }
     if run.held_out.rows:
+        by_reward = run.recipe.method in BY_REWARD  # whose loss says nothing
         return settled | {
             "load_best_model_at_end": True,
-            "metric_for_best_model": "eval_loss",
-            "greater_is_better": False,
+            "metric_for_best_model": "eval_reward" if by_reward else "eval_loss",
+            "greater_is_better": by_reward,
         }
     return settled | {"eval_strategy": "no"}
 

@@ -15,7 +15,8 @@ FileArgument = Annotated[
     Path, typer.Argument(metavar="FILE", help="A .jsonl or .json file (also .gz), or DATASET_INFO.json#NAME.")
 ]
 MethodOption = Annotated[
-    str | None, typer.Option(metavar="sft|dpo|kto", help="What the rows are for; default: what most of them fit.")
+    str | None,
+    typer.Option(metavar="sft|dpo|kto|reward|grpo|ppo", help="What the rows are for; default: what most of them fit."),
 ]
 
 

@@ -93,12 +93,16 @@ def raft(
         left_out={**left_out, **leaked},
         held_out=described(kept_out),
     )
-    _tell(card, to, to_json)
+    tell_card(card, to, to_json)
 
 
 def preferences(
     rows_file: Annotated[Path, typer.Argument(help="Rows of `graft dataset raft`.")],
     to: OutOption,
+    every: Annotated[
+        bool,
+        typer.Option("--every", help="A pair for each fault that fits, as a reward model wants them; not one a row."),
+    ] = False,
     seed: SeedOption = 17,
     to_json: JsonOption = None,
 ) -> None:
@@ -109,7 +113,10 @@ def preferences(
 
     refuse_existing(to)
     rows = read_rows(rows_file, "sft")
-    made = preference_rows([row for row in rows.rows if isinstance(row, SftRow)], seed)
+    asked = [row for row in rows.rows if isinstance(row, SftRow)]
+    made = preference_rows(asked, seed, every)
+    paired = {row.prompt for row in made}
+    lost = sum(row.prompt not in paired for row in asked)
     if not made:
         raise InvalidError(f"{str(rows_file)!r} has no row with numbered passages and an answer to make a pair of")
     card = freeze(
@@ -117,11 +124,11 @@ def preferences(
         to,
         method="dpo",
         prompt_version=rows.prompt_version,
-        made_by={"command": "preferences", "seed": seed},
+        made_by={"command": "preferences", "seed": seed, "every": every},
         sources=[{"name": rows.name or rows_file.name, "sha256": rows.digest}],
-        left_out={"no fault could be made of it": len(rows.rows) - len(made)} if len(made) < len(rows.rows) else None,
+        left_out={"no fault could be made of it": lost} if lost else None,
     )
-    _tell(card, to, to_json)
+    tell_card(card, to, to_json)
 
 
 def _teller(bar: Progress, dataset: DataSet) -> Callable[[int, int], None]:
@@ -129,7 +136,8 @@ def _teller(bar: Progress, dataset: DataSet) -> Callable[[int, int], None]:
     return lambda done, of: bar.update(task, completed=done, total=of)
 
 
-def _tell(card: Card, path: Path, to_json: str | None) -> None:
+def tell_card(card: Card, path: Path, to_json: str | None) -> None:
+    """What was made."""
     if to_json:
         write_json(card, to_json)
         return

@@ -7,6 +7,8 @@ import typer
 from pydantic import ValidationError
 from rich.table import Table
 
+from finetune.retrieval_recipe import about as about_retrieval
+from finetune.retrieval_recipe import is_retrieval, retrieval_recipes
 from finetune.settings import FinetuneSettings
 from ingest.errors import InvalidError, SettingsError
 from service.cli_options import JsonOption, ingest_settings, service_settings
@@ -45,12 +47,43 @@ def tune(
     restart: Annotated[
         bool, typer.Option("--restart", help="Begin anew where the folder holds another run, or a finished one.")
     ] = False,
+    split: Annotated[str | None, typer.Option(help="Of a BEIR folder with several; of questions alone.")] = None,
+    collection: Annotated[
+        str | None, typer.Option("--collection", "-c", help="That an embedder or a query adapter is for.")
+    ] = None,
+    apply: Annotated[
+        bool, typer.Option("--apply", help="Let the collection take it, if held-out questions find better.")
+    ] = False,
     listed: Annotated[bool, typer.Option("--list", help="List the recipes.")] = False,
 ) -> None:
     """Trains by a recipe. A run that was ended goes on when the same command is given again."""
     if listed:
         _list()
         return
+    if is_retrieval(recipe):
+        if llamafactory is not None or eval_data is not None:
+            raise InvalidError(f"recipe {recipe!r} takes questions alone: leave --llamafactory and --eval-data away")
+        from finetune.cli_retrieval import tune_retrieval
+
+        tune_retrieval(
+            recipe or "",
+            settings=settings or (),
+            data=data,
+            split=split,
+            collection=collection,
+            apply=apply,
+            to_folder=to_folder,
+            base=base,
+            to=to,
+            restart=restart,
+            finetune=_settings(),
+        )
+        return
+    if split or collection or apply:
+        raise InvalidError(
+            f"--split, --collection and --apply are for {', '.join(retrieval_recipes())}; an adapter is registered with "
+            "`graft adapters add`"
+        )
     chosen, factory_out = _recipe(recipe, settings or (), llamafactory, ignore_unknown)
     chosen = _with(chosen, data, eval_data, base or chosen.model.base or service_settings(None).model)
     from finetune.train import require_stack
@@ -120,13 +153,13 @@ def _with(recipe: "Recipe", data: Path | None, eval_data: Path | None, base: str
 def _report(recipe: "Recipe", data: "Split", base: Path, share: float) -> None:
     """What the rows are like, and the memory that the run will take. Raises UnavailableError where it is not free."""
     from finetune.hardware import free_memory
-    from finetune.memory import check_fits, estimate
+    from finetune.memory import check_fits, estimate, longest_taken
     from finetune.row_report import report, show
     from ingest.model_files import read_tokenizer
     from service.base_model import chat_template
 
-    most = recipe.training.get("max_length", 1024)
-    show(report(data.learn, data.held_out, read_tokenizer(base), most, chat_template(base)))
+    found = report(data.learn, data.held_out, read_tokenizer(base), longest_taken(recipe), chat_template(base))
+    show(found.model_copy(update={"method": recipe.method}))
     estimated = estimate(recipe, base, data.learn)
     out.print(escape(str(estimated)))
     check_fits(estimated, free_memory(), share, recipe)
@@ -138,6 +171,8 @@ def _list() -> None:
     table = Table("recipe", "what it does", box=None)
     for name in recipes():
         table.add_row(name, escape(about(name)))
+    for name in retrieval_recipes():
+        table.add_row(name, escape(about_retrieval(name)))
     out.print(table)
 
 

@@ -1,4 +1,7 @@
-"""The training curve of a run: what its log says, as JSONL, and loss and held-out loss against steps, as PNG."""
+"""The training curve of a run: what its log says, as JSONL, and loss and held-out loss against steps, as PNG.
+
+Where answers are rewarded it is the reward and the held-out one, since their loss says nothing of how far a run is.
+"""
 
 import json
 import math
@@ -13,20 +16,26 @@ _AXES = (0.09, 0.12, 0.89, 0.84)  # left, bottom, width, height
 
 def write_curve(points: Sequence[Mapping[str, float]], out: Path) -> int | None:
     """Writes `curve.jsonl` and `curve.png` into `out`. `points`: the trainer's log, each with `step`, and `loss` or
-    `eval_loss`, among others. Returns the step whose held-out loss is the lowest; None where none was measured.
+    `eval_loss`, or `reward` or `eval_reward`, among others. Returns the best step; None where none was measured.
     """
     out.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps({key: _finite(value) for key, value in point.items()}) for point in points]
     (out / "curve.jsonl").write_text("".join(f"{line}\n" for line in lines))
-    best = best_step(points)
-    _draw(_series(points, "loss"), _series(points, "eval_loss"), best, out / "curve.png")
+    best, name = best_step(points), _name(points)
+    held_out = _series(points, f"eval_{name}") or _series(points, f"held_out_{name}")
+    _draw(name, _series(points, name), held_out, best, out / "curve.png")
     return best
 
 
 def best_step(points: Sequence[Mapping[str, float]]) -> int | None:
-    """The first of those with the lowest held-out loss."""
-    held_out = _series(points, "eval_loss")
-    return int(min(held_out, key=lambda at: (held_out[at], at))) if held_out else None
+    """The first of those with the lowest held-out loss, or the highest held-out reward."""
+    name = _name(points)
+    held_out, sign = _series(points, f"eval_{name}"), -1 if name == "reward" else 1
+    return int(min(held_out, key=lambda at: (sign * held_out[at], at))) if held_out else None
+
+
+def _name(points: Sequence[Mapping[str, float]]) -> str:
+    return "reward" if any("reward" in point or "eval_reward" in point for point in points) else "loss"
 
 
 def _series(points: Sequence[Mapping[str, float]], name: str) -> dict[float, float]:
@@ -40,7 +49,9 @@ def _finite(value: float) -> float | None:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _draw(loss: Mapping[float, float], held_out: Mapping[float, float], best: int | None, file: Path) -> None:
+def _draw(
+    name: str, learned: Mapping[float, float], held_out: Mapping[float, float], best: int | None, file: Path
+) -> None:
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
@@ -52,14 +63,14 @@ def _draw(loss: Mapping[float, float], held_out: Mapping[float, float], best: in
     axes.grid(True, axis="y", color=_RULE, linewidth=0.6)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, min_n_ticks=1))
     axes.set_xlabel("step", color=_MUTED, fontsize=8)
-    axes.plot(list(loss), list(loss.values()), color=_LOSS, linewidth=1.1, marker=_marker(loss), label="loss")
+    axes.plot(list(learned), list(learned.values()), color=_LOSS, linewidth=1.1, marker=_marker(learned), label=name)
     if held_out:
         values = list(held_out.values())
-        axes.plot(list(held_out), values, color=_HELD_OUT, linewidth=1.6, marker=".", label="held-out loss")
+        axes.plot(list(held_out), values, color=_HELD_OUT, linewidth=1.6, marker=".", label=f"held-out {name}")
     if best is not None:
         said = f"best: {held_out[best]:.3f} at step {best}"
         axes.plot([best], [held_out[best]], "o", color=_HELD_OUT, markersize=7, label=said)
-    if loss or held_out:
+    if learned or held_out:
         axes.legend(frameon=False, fontsize=8, labelcolor=_MUTED)
     figure.savefig(file, metadata={"Software": None})
 

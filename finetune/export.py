@@ -90,6 +90,8 @@ def _refuse(folder: Path, base: Path, manifest: Manifest, kind: Kind, asked: Ask
     """What can be known before anything is loaded. Raises InvalidError."""
     if (folder / BOTTLENECK_CONFIG).is_file():
         raise InvalidError(f"{str(folder)!r}: {manifest.why_not or 'the engine has no bottleneck adapters'}")
+    if manifest.method == "reward":
+        raise InvalidError(f"{str(folder)!r}: {manifest.why_not}")
     if (given := read_base(str(base.absolute()), None).identity) != manifest.base:
         raise InvalidError(
             f"{str(folder)!r} was trained on {manifest.base!r}, and the model in {str(base)!r} is {given!r}: name the right "

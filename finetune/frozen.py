@@ -11,7 +11,7 @@ from typing import Any
 
 from eval.schemas import DataSet
 from finetune.rows import write_rows
-from finetune.schemas import PreferenceRow, Row
+from finetune.schemas import PreferenceRow, PromptRow, Row
 from ingest.catalog import now
 from ingest.errors import ConflictError
 from ingest.schemas import Frozen
@@ -128,6 +128,9 @@ def described(held_out: Iterable[DataSet]) -> dict[str, Any]:
 
 def _texts(row: Row) -> Iterator[str]:
     yield from (message.content for message in row.prompt if message.role != "system")
+    if isinstance(row, PromptRow):
+        yield from row.known.answers
+        return
     ends = (row.chosen, row.rejected) if isinstance(row, PreferenceRow) else (row.completion,)
     yield from (message.content for messages in ends for message in messages)
 

@@ -12,13 +12,17 @@ from finetune.curve import best_step
 from finetune.recipe import Recipe
 from finetune.run import Run, Trained
 from finetune.runs import settled
-from finetune.schemas import Manifest, Row, Rows
+from finetune.schemas import Manifest, Method, Row, Rows
 from ingest.catalog import now
 from ingest.language import detect
 from service.base_model import read_base
 from service.preflight import WEIGHTS
 
 LIBRARIES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate")
+NOT_SERVED: dict[Method, str] = {
+    "reward": "a reward model scores answers and writes none: `graft score FOLDER ROWS` asks it, and recipes of grpo and ppo "
+    "name it as reward_model"
+}
 COUNTED = ("epoch", "num_input_tokens_seen", "num_tokens", "step", "total_flos")
 
 
@@ -27,7 +31,7 @@ def manifest_of(run: Run, rows: Rows, trained: Trained, seconds: float) -> Manif
     base = read_base(str(run.base.absolute()), None)
     trainable, everything = methods.counts(trained.trainer.model)
     used = (*run.learn.rows, *run.held_out.rows)
-    why_not = methods.why_not_servable(run.recipe.trained)
+    why_not = NOT_SERVED.get(run.recipe.method) or methods.why_not_servable(run.recipe.trained)
     return Manifest(
         created_at=now(),
         recipe=settled(run.recipe),
@@ -48,7 +52,12 @@ def manifest_of(run: Run, rows: Rows, trained: Trained, seconds: float) -> Manif
         tokenizer=tokenizer_digest(run.base),
         trainable_parameters=trainable,
         all_parameters=everything,
-        metrics=metrics(trained.trainer.state.log_history) | {"rows_left_out": float(trained.left_out)},
+        metrics={
+            **metrics(trained.trainer.state.log_history),
+            **trained.metrics,
+            "rows_left_out": float(trained.left_out),
+        },
+        notes=trained.notes,
         versions=_versions(),
         hardware={**hardware.hardware(), "dtype": run.dtype},
         seconds=round(seconds, 1),

@@ -2,7 +2,8 @@
 
 What is counted follows `finetune.methods`: what is frozen in the recipe's data type (4 or 8 bits in a quantised base), what
 trains in float32 with its gradients and the optimizer's states, and what the backward pass needs of the forward one. Measured
-beside it by `python -m benchmarks tune_methods`.
+beside it by `python -m benchmarks tune_methods`; of methods that write answers as they train it is a rough count: the larger one
+of what writing them takes and what learning from them does.
 """
 
 import re
@@ -10,8 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from finetune.recipe import Recipe, Trained
-from finetune.schemas import KtoRow, PreferenceRow, Row, Rows
+from finetune.recipe import BY_REWARD, Recipe, Trained
+from finetune.schemas import KtoRow, PreferenceRow, PromptRow, Row, Rows
 from finetune.shape import Shape, read_shape
 from ingest.errors import SettingsError, UnavailableError
 from ingest.model_files import read_tokenizer
@@ -22,6 +23,7 @@ from service.machine import has_avx512_bf16
 FLOAT = 4  # bytes of a float32
 FRAME = 8  # tokens that a chat template puts around a message, at most
 MAX_LENGTH = 1024  # TRL's default
+MAX_ANSWER = {"grpo": ("max_completion_length", 512), "ppo": ("max_new_tokens", 64)}  # tokens, where nothing is said
 LIBRARIES = 650 * 2**20  # of a process that trains on a CPU, without model
 CUDA = 600 * 2**20  # what CUDA and its libraries hold on a GPU
 NF4, NF4_DOUBLE = (
@@ -69,19 +71,17 @@ def estimate(
     it. `gpu`: where it will run, else as this machine has one. Raises InvalidError when config.json says too little.
     """
     shape, gpu = read_shape(base), has_gpu() if gpu is None else gpu
-    most = recipe.training.get("max_length", MAX_LENGTH)
     if rows is not None and longest is None:
         longest, answer = _longest(rows, base)
-    length = min(longest or most or MAX_LENGTH, most or longest or MAX_LENGTH)
-    if recipe.training.get("packing"):
-        length = most or length
+    length, answered = _tokens(recipe, longest, answer)
     trained, size = recipe.trained, _size(recipe, gpu)
     trains = trained_parameters(trained, shape)
     weights, apart = _weights(trained, shape, size), trained.weights not in {"full", "layers"}
     weights += trains * FLOAT if apart else 0
-    if recipe.method != "sft":
+    if recipe.method not in {"sft", "reward"}:
         weights += _reference(trained, weights, trains)
-    answered = min(answer or max(length // 4, 1), length)
+    if recipe.reward.reward_model is not None:
+        weights += shape.all * size
     return Estimate(
         weights=weights,
         gradients=trains * FLOAT,
@@ -92,22 +92,31 @@ def estimate(
     )
 
 
+def longest_taken(recipe: Recipe) -> int | None:
+    """-> tokens that a row, or where answers are rewarded a prompt, may have; None where the recipe sets no limit."""
+    if recipe.method in BY_REWARD:
+        return recipe.data.max_prompt_length
+    most: int | None = recipe.training.get("max_length", MAX_LENGTH)
+    return most
+
+
 def advice(recipe: Recipe, estimated: Estimate | None = None) -> str:
     """What makes a run take less, the cheapest first. `estimated`: names what only helps where that is large."""
-    training, trained, says = recipe.training, recipe.trained, []
+    training, trained, says, by_reward = recipe.training, recipe.trained, [], recipe.method in BY_REWARD
     activations = estimated is None or estimated.activations * 4 > estimated.bytes
     if activations and (batch := _batch(recipe)) > (2 if recipe.method == "kto" else 1):
         steps = int(training.get("gradient_accumulation_steps", 1))
         less = max(batch // 2, 2 if recipe.method == "kto" else 1)
-        says.append(
-            f"smaller batches with as many rows a step (--set per_device_train_batch_size={less} "
-            f"--set gradient_accumulation_steps={max(steps * batch // less, 1)})"
-        )
+        kept = f" --set gradient_accumulation_steps={max(steps * batch // less, 1)}"
+        said = "" if recipe.method == "ppo" else kept  # which makes its steps of parts by itself
+        says.append(f"smaller batches with as many rows a step (--set per_device_train_batch_size={less}{said})")
     if activations and not training.get("gradient_checkpointing"):
         says.append("activations computed twice (--set gradient_checkpointing=true)")
     if activations:
-        most = int(training.get("max_length") or MAX_LENGTH)
-        says.append(f"shorter rows (--set max_length={max(most // 2, 64)}: longer ones are left out)")
+        most, name = longest_taken(recipe) or MAX_LENGTH, "max_prompt_length" if by_reward else "max_length"
+        says.append(
+            f"shorter {'prompts' if by_reward else 'rows'} (--set {name}={max(most // 2, 64)}: longer ones are left out)"
+        )
     if trained.weights in {"full", "layers"}:
         says.append("a LoRA in place of whole weights (the recipes sft-lora, dpo-lora, kto-lora)")
     elif trained.weights != "qlora":
@@ -172,7 +181,7 @@ def _reference(trained: Trained, weights: int, trains: int) -> int:
 
 def _activations(recipe: Recipe, shape: Shape, size: int, length: int, answer: int, gpu: bool) -> int:
     """Bytes that the backward pass needs of the forward one, and what is alive for a moment."""
-    tokens = _batch(recipe) * length * (2 if recipe.method == "dpo" else 1)
+    tokens = _batch(recipe) * length * (2 if recipe.method in {"dpo", "reward"} else 1)
     held = _held(recipe.trained, shape, size)
     if recipe.model.attn_implementation == "eager":
         held += shape.heads * length * (FLOAT + 2 * size)
@@ -181,9 +190,23 @@ def _activations(recipe: Recipe, shape: Shape, size: int, length: int, answer: i
     else:
         layers = _depth(recipe.trained, shape) * held
     words = min(shape.vocabulary, TILE[1])
-    tile = min(tokens * answer // length, TILE[0]) * words * (size if gpu else size + TILE_COPIES * FLOAT)
+    scored = 0 if recipe.method == "reward" else min(tokens * answer // length, TILE[0])
+    tile = scored * words * (size if gpu else size + TILE_COPIES * FLOAT)
     passing = _passing(shape, size, tokens, gpu) + _copies(recipe.trained, shape, size, gpu)
-    return int(tokens * layers + tile + passing)
+    return max(int(tokens * layers + tile + passing), _written(recipe, shape, size, length))
+
+
+def _written(recipe: Recipe, shape: Shape, size: int, length: int) -> int:
+    """Bytes of keys and values while answers are written, many at once; none where rows hold them."""
+    training = recipe.training
+    if recipe.method not in BY_REWARD:
+        return 0
+    if recipe.method == "ppo":
+        answers = int(training.get("forward_batch_size", 16))
+    else:
+        steps = training.get("steps_per_generation") or training.get("gradient_accumulation_steps", 1)
+        answers = int(training.get("generation_batch_size") or _batch(recipe) * steps)
+    return answers * length * shape.layers * 2 * shape.keys * size
 
 
 def _held(trained: Trained, shape: Shape, size: int) -> int:
@@ -245,7 +268,20 @@ def _size(recipe: Recipe, gpu: bool) -> int:
 
 
 def _batch(recipe: Recipe) -> int:
-    return int(recipe.training.get("per_device_train_batch_size", 8))
+    return int(recipe.training.get("per_device_train_batch_size", 4 if recipe.method == "ppo" else 8))
+
+
+def _tokens(recipe: Recipe, longest: int | None, answer: int | None) -> tuple[int, int]:
+    """-> those of a sequence, and of the answer at its end. `longest`: of a row, or of a prompt where answers are rewarded."""
+    most = longest_taken(recipe)
+    length = min(longest or most or MAX_LENGTH, most or longest or MAX_LENGTH)
+    if recipe.method in MAX_ANSWER:
+        name, otherwise = MAX_ANSWER[recipe.method]
+        written = int(recipe.training.get(name) or otherwise)
+        return length + written, written
+    if recipe.training.get("packing"):
+        length = most or length
+    return length, min(answer or max(length // 4, 1), length)
 
 
 def _longest(rows: Rows, base: Path) -> tuple[int | None, int | None]:
@@ -266,6 +302,8 @@ def _parts(row: Row) -> tuple[str, str]:
     """-> the texts of prompt and (the longer) answer."""
     if isinstance(row, PreferenceRow):
         return _text(row.prompt), max(_text(row.chosen), _text(row.rejected), key=len)
+    if isinstance(row, PromptRow):
+        return _text(row.prompt), ""
     if isinstance(row, KtoRow) or row.completion:
         return _text(row.prompt), _text(row.completion)
     answers = [one for one in row.prompt if one.role == "assistant"]

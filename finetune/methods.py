@@ -19,18 +19,21 @@ from service.preflight import CONFIG as PEFT_CONFIG
 from service.preflight import WEIGHTS as PEFT_WEIGHTS
 
 WHOLE = frozenset({"full", "layers"})
+HEAD = "score"  # the module of transformers that gives one number
 # IA3 scales keys, values, and what enters the last matrix of the MLP; PEFT's table leaves out llama's younger relatives.
 IA3_TARGETS, IA3_FEEDFORWARD = ("k_proj", "v_proj", "down_proj"), "down_proj"
 
 
-def load_base(folder: Path, trained: Trained, dtype: str, attn: str | None = None) -> Any:
+def load_base(folder: Path, trained: Trained, dtype: str, attn: str | None = None, scores: bool = False) -> Any:
     """-> the model that `apply` takes. `dtype`: "float32", "bfloat16" or "float16", of what is frozen and of the products.
+    `scores`: with a new head that gives a conversation one number, in place of the one that gives words.
 
     What trains as a whole is kept in float32, since most steps of a fine-tuning are too small for bfloat16's 8 bits: its
     trainer computes in another type by autocast. Raises NotFoundError, InvalidError, SettingsError.
     """
     if trained.weights != "qlora":
-        return _load(folder, "float32" if trained.weights in WHOLE else dtype, attn_implementation=attn)
+        held = "float32" if trained.weights in WHOLE else dtype
+        return _load(folder, held, scores, attn_implementation=attn)
     import torch
     from transformers import BitsAndBytesConfig
 
@@ -44,13 +47,13 @@ def load_base(folder: Path, trained: Trained, dtype: str, attn: str | None = Non
     else:
         quantized = BitsAndBytesConfig(load_in_8bit=True)
     where = {"": int(os.environ.get("LOCAL_RANK", "0"))} if torch.cuda.is_available() else None
-    model = _load(folder, dtype, attn_implementation=attn, quantization_config=quantized, device_map=where)
+    model = _load(folder, dtype, scores, attn_implementation=attn, quantization_config=quantized, device_map=where)
     return _without_packed_inference(model)
 
 
-def load_plain(folder: Path, dtype: str) -> Any:
-    """-> a model as it is, never quantised, that answers. Raises as `load_base`."""
-    return _load(folder, dtype).eval()
+def load_plain(folder: Path, dtype: str, scores: bool = False) -> Any:
+    """-> a model as it is, never quantised, that answers, or with `scores` has a new head. Raises as `load_base`."""
+    return _load(folder, dtype, scores).eval()
 
 
 def apply(model: Any, trained: Trained) -> Any:
@@ -64,7 +67,7 @@ def apply(model: Any, trained: Trained) -> Any:
         case "layers":
             _train_layers(model, trained.layers)
         case "lora" | "qlora":
-            model = _low_rank(model, trained)
+            model = _low_rank(model, trained, hasattr(model, HEAD))
         case "ia3":
             model = _ia3(model, trained)
         case "bottleneck":
@@ -123,9 +126,15 @@ def load_tuned(folder: Path, base_folder: Path, dtype: str) -> Any:
     )
 
 
+def put_scores(model: Any, folder: Path) -> Any:
+    """-> PEFT's model around one with a new head, with the LoRA and the head in `folder`. Raises InvalidError."""
+    return _with_adapter(model, folder)
+
+
 def put_adapter(model: Any, folder: Path) -> Any:
     """-> PEFT's model around `model`, with the LoRA or IA3 adapter in `folder`. Raises InvalidError."""
     kind = _peft_type(folder)
+    _refuse_scores(folder)
     if kind not in {"LORA", "IA3"}:
         raise InvalidError(f"the adapter in {str(folder)!r} is {kind!r}; graft trains LORA and IA3")
     if not (folder / PEFT_WEIGHTS).is_file():
@@ -150,17 +159,20 @@ def base_name(folder: Path) -> str:
     return read_base(str(folder.absolute()), None).hub_name or str(folder.absolute())
 
 
-def _load(folder: Path, dtype: str, **options: Any) -> Any:
+def _load(folder: Path, dtype: str, scores: bool = False, **options: Any) -> Any:
     import torch
 
     _quiet()
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+    kind = AutoModelForSequenceClassification if scores else AutoModelForCausalLM
     if not (folder / "config.json").is_file():
         raise NotFoundError(f"there is no model in {str(folder)!r}: it has no config.json")
-    given = {name: value for name, value in options.items() if value is not None}
+    given = {name: value for name, value in options.items() if value is not None} | (
+        {"num_labels": 1} if scores else {}
+    )
     try:
-        model, found = AutoModelForCausalLM.from_pretrained(
+        model, found = kind.from_pretrained(
             folder,
             dtype=getattr(torch, dtype),
             local_files_only=True,
@@ -172,7 +184,9 @@ def _load(folder: Path, dtype: str, **options: Any) -> Any:
         raise SettingsError(f"the model in {str(folder)!r} needs a package that is not installed: {error}") from error
     except (OSError, ValueError, RuntimeError) as error:
         raise InvalidError(f"the model in {str(folder)!r} cannot be loaded: {error}") from error
-    if missing := found["missing_keys"]:  # which the library would make up, at random
+    if missing := set(found["missing_keys"]) - (
+        {f"{HEAD}.weight"} if scores else set()
+    ):  # which the library would make up, at random
         raise InvalidError(f"the model in {str(folder)!r} lacks {len(missing)} of its weights, as {min(missing)!r}")
     return model
 
@@ -208,11 +222,11 @@ def _train_layers(model: Any, numbers: tuple[int, ...]) -> None:
         layers[number].requires_grad_(True)
 
 
-def _low_rank(model: Any, trained: Trained) -> Any:
+def _low_rank(model: Any, trained: Trained, scores: bool) -> Any:
     from peft import LoraConfig, get_peft_model
 
     if trained.parent is not None:
-        return _go_on(model, trained, trained.parent)
+        return _go_on(model, trained, trained.parent, scores)
     config = LoraConfig(
         r=trained.r,
         lora_alpha=trained.lora_alpha,
@@ -220,7 +234,8 @@ def _low_rank(model: Any, trained: Trained) -> Any:
         target_modules=_targets(trained),
         use_dora=trained.use_dora,
         use_rslora=trained.use_rslora,
-        task_type="CAUSAL_LM",
+        task_type="SEQ_CLS" if scores else "CAUSAL_LM",
+        modules_to_save=[HEAD] if scores else None,
     )
     try:
         return get_peft_model(model, config)
@@ -228,8 +243,10 @@ def _low_rank(model: Any, trained: Trained) -> Any:
         raise InvalidError(f"target_modules = {trained.target_modules!r} do not fit the model: {error}") from error
 
 
-def _go_on(model: Any, trained: Trained, parent: Path) -> Any:
-    """What makes the matrices what they are is the parent's; the recipe may say it again, but nothing else."""
+def _go_on(model: Any, trained: Trained, parent: Path, scores: bool) -> Any:
+    """What makes the matrices what they are is the parent's; the recipe may say it again, but nothing else. With `scores`
+    the parent is a reward model, or an adapter of a model that writes, which gets a head.
+    """
     if _peft_type(parent) != "LORA":
         raise InvalidError(f"parent = {str(parent)!r} is no LoRA adapter; name a folder with an {PEFT_CONFIG} of one")
     from peft import PeftConfig
@@ -244,6 +261,10 @@ def _go_on(model: Any, trained: Trained, parent: Path) -> Any:
         if name in trained.model_fields_set and asked != value:
             raise InvalidError(f"{name} = {asked!r}, but the parent {str(parent)!r} has {value!r}: set that")
     config.lora_dropout = trained.lora_dropout
+    if not scores:
+        _refuse_scores(parent)
+    elif config.task_type != "SEQ_CLS":
+        return _with_new_head(model, parent, config)
     return _with_adapter(model, parent, config=config, is_trainable=True)
 
 
@@ -266,6 +287,25 @@ def _ia3(model: Any, trained: Trained) -> Any:
         raise InvalidError(f"target_modules = {trained.target_modules!r} do not fit the model: {error}") from error
 
 
+def _with_new_head(model: Any, folder: Path, config: Any) -> Any:
+    """-> the adapter in `folder`, of a model that writes, around one that scores, whose head is to train as well."""
+    from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    config.task_type, config.modules_to_save, config.inference_mode = "SEQ_CLS", [HEAD], False
+    head = {f"base_model.model.{HEAD}.weight": getattr(model, HEAD).weight.detach().clone()}
+    try:
+        weights = load_file(folder / PEFT_WEIGHTS)
+        tuned = get_peft_model(model, config)
+        if other := (head | weights).keys() ^ get_peft_model_state_dict(tuned, save_embedding_layers=False).keys():
+            raise ValueError(f"{min(other)!r} is only in one of them")
+        set_peft_model_state_dict(tuned, head | weights)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise InvalidError(f"the adapter in {str(folder)!r} does not fit the base: {error}") from error
+    return tuned
+
+
 def _with_adapter(model: Any, folder: Path, **options: Any) -> Any:
     from peft import PeftModel, get_peft_model_state_dict
     from safetensors import SafetensorError, safe_open
@@ -283,12 +323,24 @@ def _with_adapter(model: Any, folder: Path, **options: Any) -> Any:
     return tuned
 
 
+def _refuse_scores(folder: Path) -> None:
+    """Raises InvalidError."""
+    if _peft_config(folder).get("task_type") == "SEQ_CLS":
+        raise InvalidError(
+            f"{str(folder)!r} holds a reward model, which scores answers and writes none: name another adapter"
+        )
+
+
 def _peft_type(folder: Path) -> str | None:
+    return _peft_config(folder).get("peft_type")
+
+
+def _peft_config(folder: Path) -> dict[str, Any]:
     try:
         held = json.loads((folder / PEFT_CONFIG).read_text())
     except (OSError, ValueError) as error:
         raise InvalidError(f"{str(folder / PEFT_CONFIG)!r} cannot be read: {error}") from error
-    return held.get("peft_type") if isinstance(held, dict) else None
+    return held if isinstance(held, dict) else {}
 
 
 def _targets(trained: Trained) -> str | list[str]:

@@ -5,16 +5,17 @@ import re
 from collections.abc import Iterator, Sequence
 
 from eval.answer_metrics import contains, markers, plain
+from finetune.prompt_rows import passages_of, question_of
 from finetune.schemas import Message, PreferenceRow, SftRow
 from service.refusal import is_refusal, refusal
 
 _NUMBER = re.compile(r"\d[\d,.]*\d|\d")
 _NAME = re.compile(r"(?:[A-Z][\w’'-]+(?: (?:of|the|and|de) (?=[A-Z]))?[ ]?){1,4}")
-_PASSAGE = re.compile(r"^\[(\d{1,3})\] (.*?)(?=\n\n\[\d|\n\nQuestion: )", re.M | re.S)
 
 
-def preference_rows(rows: Sequence[SftRow], seed: int) -> list[PreferenceRow]:
-    """One of each row that has passages and an answer; which fault is rejected goes with chance. `source.kind` names it:
+def preference_rows(rows: Sequence[SftRow], seed: int, every: bool = False) -> list[PreferenceRow]:
+    """One of each row that has passages and an answer; which fault is rejected goes with chance; with `every`, one of each
+    fault that fits. `source.kind` names it:
     "wrong" (another passage's words, cited), "uncited", "miscited", "refused" though the answer is there, or
     "unsupported" where it is not.
     """
@@ -22,8 +23,7 @@ def preference_rows(rows: Sequence[SftRow], seed: int) -> list[PreferenceRow]:
     found = []
     for row in rows:
         rejected = list(_rejected(row, chance))
-        if rejected:
-            kind, words = chance.choice(rejected)
+        for kind, words in rejected if every else [chance.choice(rejected)] if rejected else []:
             found.append(
                 PreferenceRow(
                     prompt=row.prompt,
@@ -38,9 +38,8 @@ def preference_rows(rows: Sequence[SftRow], seed: int) -> list[PreferenceRow]:
 def _rejected(row: SftRow, chance: random.Random) -> Iterator[tuple[str, str]]:
     if not row.completion:
         return
-    asked, said = row.prompt[-1].content, row.completion[-1].content
-    passages = {int(n): text for n, text in _PASSAGE.findall(asked)}
-    question = asked.rpartition("Question: ")[2]
+    said = row.completion[-1].content
+    passages, question = passages_of(row.prompt), question_of(row.prompt)
     if not passages:
         return
     if is_refusal(said):

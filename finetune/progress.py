@@ -66,7 +66,7 @@ class ProgressCallback(TrainerCallback):  # type: ignore[misc]
             )
         with self.log.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": state.global_step, **numbers}) + "\n")
-        self._told |= {key: numbers[key] for key in ("loss", "eval_loss", "learning_rate") if key in numbers}
+        self._told |= {key: numbers[key] for key in ("loss", "eval_loss", "reward", "learning_rate") if key in numbers}
         self._tell(state, "training")
 
     def _mark(self, state: Any) -> None:

@@ -12,13 +12,14 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from finetune.schemas import Method, Weights
+from finetune.schemas import Method, RewardName, Weights
 from ingest.errors import InvalidError, NotFoundError
 from ingest.schemas import Frozen
 
 _FILES = Path(__file__).parent / "recipes"
 
 
+BY_REWARD: frozenset[Method] = frozenset({"grpo", "ppo"})  # what learns from rewards of its own answers
 _LOW_RANK = frozenset({"r", "lora_alpha", "lora_dropout", "target_modules", "use_dora", "use_rslora", "parent"})
 OWN: dict[Weights, frozenset[str]] = {  # fields of `Trained`, by what trains
     "full": frozenset(),
@@ -71,7 +72,25 @@ class Data(Frozen):
     eval_data: Path | None = None
     held_out: float = Field(default=0.1, ge=0, lt=1)
     max_rows: int | None = Field(default=None, ge=1)
+    max_prompt_length: int | None = Field(default=None, ge=1)  # tokens; grpo, ppo; None: the window less the answer
     patience: int = Field(default=3, ge=0)  # evaluations without a better one; 0: no early stopping
+
+
+class Rewards(Frozen):
+    """What an answer of the model is worth: the sum of `rewards` (`finetune.rewards`), each with its weight.
+    `reward_model`: the folder of one that `graft tune reward` trained, for the reward of that name.
+    """
+
+    rewards: dict[RewardName, float] = {}
+    reward_model: Path | None = None
+
+    @model_validator(mode="after")
+    def _model_where_it_counts(self) -> Self:
+        if "reward_model" in self.rewards and self.reward_model is None:
+            raise ValueError("rewards name reward_model: set reward_model to the folder that `graft tune reward` wrote")
+        if self.reward_model is not None and "reward_model" not in self.rewards:
+            raise ValueError("reward_model is given, and rewards give it no weight: add reward_model = 1.0 to them")
+        return self
 
 
 class Recipe(Frozen):
@@ -82,7 +101,16 @@ class Recipe(Frozen):
     model: Model = Model()
     trained: Trained = Trained()
     data: Data = Data()
+    reward: Rewards = Rewards()
     training: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _rewards_where_they_train(self) -> Self:
+        if self.method in BY_REWARD and not self.reward.rewards:
+            raise ValueError(f"method = {self.method!r} needs rewards, as --set 'rewards={{citation_correct=1.0}}'")
+        if self.method not in BY_REWARD and self.reward.rewards:
+            raise ValueError(f"method = {self.method!r} learns from rows, and has no rewards")
+        return self
 
     @property
     def seed(self) -> int:
@@ -93,7 +121,7 @@ class Recipe(Frozen):
         return given
 
 
-SECTIONS: dict[str, type[Frozen]] = {"model": Model, "trained": Trained, "data": Data}
+SECTIONS: dict[str, type[Frozen]] = {"model": Model, "trained": Trained, "data": Data, "reward": Rewards}
 
 
 def read_recipe(name: str, settings: Sequence[str] = ()) -> Recipe:
@@ -112,7 +140,7 @@ def read_recipe(name: str, settings: Sequence[str] = ()) -> Recipe:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InvalidError(f"recipe {name!r} is not valid TOML: {error}") from error
     for setting in settings:
-        _put(content, setting)
+        put_setting(content, setting)
     return recipe_of({"name": path.stem, **content})
 
 
@@ -129,7 +157,7 @@ def with_settings(recipe: Recipe, settings: Sequence[str]) -> Recipe:
     """As those of `read_recipe`, over one that was read elsewhere. Raises InvalidError."""
     content = recipe.model_dump(exclude_unset=True)
     for setting in settings:
-        _put(content, setting)
+        put_setting(content, setting)
     return recipe_of(content)
 
 
@@ -146,8 +174,8 @@ def recipes() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in _FILES.glob("*.toml")))
 
 
-def _put(content: dict[str, Any], setting: str) -> None:
-    """Raises InvalidError."""
+def put_setting(content: dict[str, Any], setting: str, sections: Mapping[str, type[Frozen]] = SECTIONS) -> None:
+    """Puts "r=8" or "trained.r=8" into a recipe's content. Raises InvalidError."""
     key, mark, text = setting.partition("=")
     key = key.strip()
     if not mark or not key:
@@ -155,9 +183,9 @@ def _put(content: dict[str, Any], setting: str) -> None:
     section, dot, field = key.partition(".")
     if not dot:
         field = key
-        section = next((name for name, fields in SECTIONS.items() if key in fields.model_fields), "training")
-    if section not in {*SECTIONS, "training"}:
-        raise InvalidError(f"--set {key!r}: a recipe has the sections {', '.join([*SECTIONS, 'training'])}")
+        section = next((name for name, fields in sections.items() if key in fields.model_fields), "training")
+    if section not in {*sections, "training"}:
+        raise InvalidError(f"--set {key!r}: a recipe has the sections {', '.join([*sections, 'training'])}")
     held = content.setdefault(section, {})
     held[field] = _value(text.strip())
 

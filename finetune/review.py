@@ -22,7 +22,7 @@ from eval.case_rows import reason, refuse
 from finetune.rows_lines import line_of
 from finetune.rows_messages import Unfit
 from finetune.rows_trl import trl_row
-from finetune.schemas import Message, PreferenceRow, Row, Rows
+from finetune.schemas import Message, PreferenceRow, PromptRow, Row, Rows
 from ingest.catalog import now
 from ingest.errors import InvalidError, NotFoundError
 from ingest.schemas import Frozen
@@ -178,6 +178,7 @@ def _asked(
 
 def with_answer(row: Row, text: str) -> Row:
     """The row with another answer, the chosen one of a preference. Raises Unfit."""
+    answer_of(row)
     fields = json.loads(line_of(row))
     name = "chosen" if isinstance(row, PreferenceRow) else "completion" if "completion" in fields else "messages"
     fields[name][-1]["content"] = text
@@ -185,7 +186,9 @@ def with_answer(row: Row, text: str) -> Row:
 
 
 def answer_of(row: Row) -> Message:
-    """What `with_answer` replaces."""
+    """What `with_answer` replaces. Raises Unfit."""
+    if isinstance(row, PromptRow):
+        raise Unfit("a prompt has no answer: the model writes it")
     return row.chosen[-1] if isinstance(row, PreferenceRow) else (row.completion or row.prompt)[-1]
 
 

@@ -19,7 +19,7 @@ from finetune.review import (
     with_answer,
 )
 from finetune.row_report import visible
-from finetune.schemas import KtoRow, Message, PreferenceRow, Row
+from finetune.schemas import KtoRow, Message, PreferenceRow, PromptRow, Row
 from service.show import out
 
 HEAD, TAIL = 1000, 500  # characters of a long message that are shown at first
@@ -37,7 +37,7 @@ def show_row(row: Row, place: str, above: str, whole: bool = False) -> None:
         ends = [("chosen", row.chosen), ("rejected", row.rejected)]
     elif isinstance(row, KtoRow):
         ends = [("wanted" if row.label else "unwanted", row.completion)]
-    elif row.completion:
+    elif not isinstance(row, PromptRow) and row.completion:
         ends = [("answer", row.completion)]
     for one in asked:
         _message(one.role, one, whole)

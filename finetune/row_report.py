@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 from eval.answer_metrics import is_refusal
 from finetune.rows_lines import digest_of
 from finetune.rows_split import asked, normal, prompt_text
-from finetune.schemas import KtoRow, Message, PreferenceRow, Row, Rows
+from finetune.schemas import KtoRow, Message, PreferenceRow, PromptRow, Row, Rows
 from ingest.schemas import Frozen
 from service.show import out
 
@@ -59,6 +59,7 @@ class Report(Frozen):
     duplicates: tuple[tuple[str, ...], ...] = ()
     contradictions: tuple[tuple[str, ...], ...] = ()
     empty_answers: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()  # each with the reason
     overlap: tuple[str, ...] = ()
     overlap_documents: tuple[str, ...] = ()
     refusals: float = 0.0  # share of the answers
@@ -105,7 +106,8 @@ def report(
         empty_answers=tuple(
             place for place, said in zip(places, answers, strict=True) if not all(map(str.strip, said))
         ),
-        refusals=sum(is_refusal(said[0], "") for said in answers) / max(1, len(answers)),
+        left_out=rows.left_out,
+        refusals=sum(is_refusal(said[0], "") for said in answers if said) / max(1, len(answers)),
         wanted=sum(labels) / len(labels) if labels else None,
         **_overlap(rows, held_out, places),
     )
@@ -115,6 +117,8 @@ def answers_of(row: Row) -> tuple[str, ...]:
     """What a row teaches: its last answer, or the one that is chosen and the one that is rejected."""
     if isinstance(row, PreferenceRow):
         return row.chosen[-1].content, row.rejected[-1].content
+    if isinstance(row, PromptRow):  # the model is to write it
+        return ()
     return ((row.completion or row.prompt)[-1].content,)
 
 
@@ -123,7 +127,7 @@ def places_of(rows: Rows) -> tuple[str, ...]:
 
 
 def method_of(rows: Rows) -> str:
-    kinds = {PreferenceRow: "dpo", KtoRow: "kto"}
+    kinds = {PreferenceRow: "dpo", KtoRow: "kto", PromptRow: "grpo"}
     return next((kinds.get(type(row), "sft") for row in rows.rows), "sft")
 
 
@@ -151,6 +155,7 @@ def show(found: Report) -> None:
     _told("the same as another", [one for group in found.duplicates for one in group[1:]])
     _told("in contradiction (same prompt, another answer)", [", ".join(group) for group in found.contradictions])
     _told("without an answer", found.empty_answers)
+    _told("that are left out", found.left_out)
     _told("that ask what is held out too", found.overlap)
     _told("documents on both sides", found.overlap_documents, "")
     if found.held_out == 0:
@@ -194,7 +199,7 @@ def _lengths(
         frames = [FRAME * (len(messages) + 1) for messages in prompts_of]
     said = [answer for row in answers for answer in row]
     counted = iter(_count(tokenizer, said))
-    longest = [max(next(counted) for _ in row) + 1 for row in answers]
+    longest = [max((next(counted) + 1 for _ in row), default=0) for row in answers]
     return [
         (prompt + frame, answer)
         for prompt, frame, answer in zip(_count(tokenizer, prompts), frames, longest, strict=True)
@@ -226,7 +231,7 @@ def _renderer(template: str) -> Render | None:
 
 
 def _has_reply(row: Row) -> bool:
-    return isinstance(row, PreferenceRow) or bool(row.completion)
+    return isinstance(row, (PreferenceRow, PromptRow)) or bool(row.completion)
 
 
 def _summary(lengths: list[int]) -> Lengths | None:
@@ -260,7 +265,7 @@ def _contradictions(rows: Rows, places: Sequence[str]) -> tuple[tuple[str, ...],
                 said[prompt, answer].setdefault(judgement, place)
         elif isinstance(row, KtoRow):
             said[prompt, answers[0]].setdefault(str(row.label), place)
-        else:
+        elif answers:
             said[prompt].setdefault(answers[0], place)
     return tuple(tuple(one.values()) for one in said.values() if len(one) > 1)
 

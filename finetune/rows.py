@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from eval.case_rows import LISTED, lines, load_json, reason, refuse
+from finetune.prompt_rows import AS_PROMPTS, prompts_of
 from finetune.rows_factory import (
     Entry,
     entries,
@@ -31,11 +32,12 @@ from finetune.rows_messages import Unfit, kind_of
 from finetune.rows_questions import question_rows
 from finetune.rows_split import split_rows as split_rows
 from finetune.rows_trl import KNOWN, trl_row
-from finetune.schemas import ROW_OF, Method, Row, Rows
+from finetune.schemas import ROW_OF, Method, PromptRow, Row, Rows
+from finetune.transcripts import LeftOut
 from ingest.errors import InvalidError
 from service.prompt import CURRENT
 
-FITS: dict[type[Any], Method] = {kind: method for method, kind in ROW_OF.items()}
+FITS: dict[type[Any], Method] = {kind: method for method, kind in reversed(ROW_OF.items())}  # the first of those
 PATHS = "give a .jsonl or .json file (also .gz), or DATASET_INFO.json#NAME"
 
 
@@ -61,7 +63,9 @@ def read_rows(path: Path, method: Method, prompt_version: str | None = None) -> 
     """`prompt_version`: of the prompts that are made for question sets; None: the current one. Raises InvalidError."""
     found = read_all(path, method, prompt_version)
     refuse_all(path, found.refused)
-    return found.rows
+    if ROW_OF[method] is not PromptRow:
+        return found.rows
+    return prompts_of(found.rows).model_copy(update={"left_out": found.rows.left_out})
 
 
 def read_all(path: Path, method: Method | None = None, prompt_version: str | None = None) -> Read:
@@ -73,6 +77,8 @@ def read_all(path: Path, method: Method | None = None, prompt_version: str | Non
         read = list(_entries(file, names) if names is not None else _items(file, prompt_version or CURRENT["cited"]))
     except OSError as error:
         raise InvalidError(f"{str(path)!r} cannot be read: {error.strerror}") from error
+    left_out = tuple(f"{place}: {row}" for place, row in read if isinstance(row, LeftOut))
+    read = [(place, row) for place, row in read if not isinstance(row, LeftOut)]
     if not read:
         raise InvalidError(f"{str(path)!r} holds no row")
     fitting, refused = _sorted_out(path, read, method)
@@ -83,7 +89,7 @@ def read_all(path: Path, method: Method | None = None, prompt_version: str | Non
     rows = rows_of([row for _, row in fitting], [str(place) for place, _ in fitting], name, version)
     if card and not refused:
         _check_digest(path, card, rows)
-    return Read(rows, tuple(refused))
+    return Read(rows.model_copy(update={"left_out": left_out}), tuple(refused))
 
 
 def refuse_all(path: Path, refused: Sequence[tuple[Place, str]]) -> None:
@@ -157,7 +163,8 @@ def _sorted_out(
     """-> the rows that fit `method`, and why others do not. Raises InvalidError when all are another method's."""
     kinds = Counter(FITS[type(row)] for _, row in read if not isinstance(row, Unfit))
     wanted = method or (kinds.most_common(1)[0][0] if kinds else "sft")
-    if kinds and wanted not in kinds and kinds.total() == len(read):
+    taken = AS_PROMPTS if ROW_OF[wanted] is PromptRow else (ROW_OF[wanted],)
+    if kinds and not any(isinstance(row, taken) for _, row in read) and kinds.total() == len(read):
         others = " and ".join(kinds)
         raise InvalidError(
             f"{str(path)!r} holds rows for {others}, not for {wanted}: choose a recipe whose method is {others}, or give "
@@ -168,7 +175,9 @@ def _sorted_out(
     for place, row in read:
         if isinstance(row, Unfit):
             refused.append((place, str(row)))
-        elif FITS[type(row)] != wanted:
+        elif isinstance(row, PromptRow) and PromptRow not in taken:
+            refused.append((place, "it has a prompt and no completion"))
+        elif not isinstance(row, taken):
             refused.append((place, f"it is a row for {FITS[type(row)]}, not for {wanted}"))
         else:
             fitting.append((place, row))

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from finetune.schemas import KtoRow, Message, PreferenceRow, Row, Rows
+from finetune.schemas import KtoRow, Message, PreferenceRow, PromptRow, Row, Rows
 
 
 def line_of(row: Row) -> str:
@@ -19,6 +19,8 @@ def line_of(row: Row) -> str:
         fields = {"prompt": _plain(row.prompt), "chosen": _plain(row.chosen), "rejected": _plain(row.rejected)}
     elif isinstance(row, KtoRow):
         fields = {"prompt": _plain(row.prompt), "completion": _plain(row.completion), "label": row.label}
+    elif isinstance(row, PromptRow):
+        fields = {"prompt": _plain(row.prompt), "known": row.known.model_dump(mode="json", exclude_defaults=True)}
     elif row.completion:
         fields = {"prompt": _plain(row.prompt), "completion": _plain(row.completion)}
     else:

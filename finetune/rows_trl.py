@@ -4,7 +4,6 @@ hh-rlhf, whose two texts hold the whole dialogue. Source: TRL's "Dataset formats
 Texts without roles become a message of the user and one of the assistant, so that they are trained as they are served.
 """
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,13 +20,14 @@ from finetune.rows_messages import (
     reply_of,
     text_of,
 )
-from finetune.schemas import KtoRow, Message, PreferenceRow, Provenance, Row, SftRow
+from finetune.schemas import Known, KtoRow, Message, PreferenceRow, PromptRow, Provenance, Row, SftRow
+from finetune.transcripts import answered, dialogue, is_dialogue
 
-_TURN = re.compile(r"\n\n(Human|Assistant):")
 KNOWN = """a row has one of
   messages
   prompt and completion; with a label, true or false, for kto
-  chosen and rejected, with or without prompt, for dpo
+  chosen and rejected, with or without prompt, for dpo and reward
+  prompt alone, for grpo and ppo; with `known`, what rewards are computed from
   instruction and output (alpaca), or conversations (sharegpt)"""
 
 
@@ -47,7 +47,7 @@ def trl_row(row: dict[str, Any]) -> Row:
         check_conversation(found, (), ("messages", "messages"))
         return SftRow(prompt=found, source=source)
     if "prompt" in row:
-        raise Unfit("it has a prompt and no completion")
+        return _prompt(row, source)
     if "text" in row:
         raise Unfit("plain text has no answer to learn: give messages, or prompt and completion")
     raise Unfit(f"its keys are {', '.join(map(repr, row)) or 'none'}, which is no row to train on")
@@ -89,6 +89,17 @@ def preference(
     return PreferenceRow(prompt=prompt, chosen=chosen, rejected=rejected, source=source)
 
 
+def _prompt(row: dict[str, Any], source: Provenance) -> PromptRow:
+    """Raises Unfit."""
+    asked = row["prompt"]
+    messages = dialogue(asked, "prompt") if isinstance(asked, str) and is_dialogue(asked) else prompt_of(asked)
+    check_conversation(messages, (Message(role="assistant", content="-"),), ("prompt", "answer"))
+    try:
+        return PromptRow(prompt=messages, known=Known.model_validate(row.get("known", {})), source=source)
+    except ValidationError as error:
+        raise Unfit(f"known: {reason(error)}") from error
+
+
 def source_of(row: Mapping[str, Any]) -> Provenance:
     """The field `source` where it is ours; a text there is somebody else's. Raises Unfit."""
     value = row.get("source")
@@ -109,11 +120,12 @@ def _preference(row: dict[str, Any], source: Provenance) -> PreferenceRow:
         chosen, rejected = text_of(chosen, "chosen"), text_of(rejected, "rejected")
         if chosen == rejected:
             raise Unfit("chosen and rejected are the same")
-        if _is_dialogue(chosen) and _is_dialogue(rejected):
-            return _parted(dialogue(chosen, "chosen"), dialogue(rejected, "rejected"), source)
+        if is_dialogue(chosen) and is_dialogue(rejected):
+            wanted, unwanted = dialogue(chosen, "chosen"), dialogue(rejected, "rejected")
+            return _parted(answered(wanted, "chosen"), answered(unwanted, "rejected"), source)
         if prompt is None:
             prompt, chosen, rejected = _parted_text(chosen, rejected)
-        asked = dialogue(prompt, "prompt") if isinstance(prompt, str) and _is_dialogue(prompt) else prompt_of(prompt)
+        asked = dialogue(prompt, "prompt") if isinstance(prompt, str) and is_dialogue(prompt) else prompt_of(prompt)
         return preference(asked, reply_of(chosen, "chosen"), reply_of(rejected, "rejected"), source)
     wanted, unwanted = reply_of(chosen, "chosen"), reply_of(rejected, "rejected")
     if prompt is None or (wanted[0].role != "assistant" and isinstance(prompt, str)):  # the prompt stands in both
@@ -145,20 +157,6 @@ def _parted_text(chosen: str, rejected: str) -> tuple[str, str, str]:
     if not chosen[:shared].strip():
         raise Unfit("there is no prompt, and chosen and rejected have no beginning in common")
     return chosen[:shared], chosen[shared:], rejected[shared:]
-
-
-def _is_dialogue(text: str) -> bool:
-    return text.startswith("\n\nHuman:")
-
-
-def dialogue(text: str, field: str) -> tuple[Message, ...]:
-    """From "\\n\\nHuman: ...\\n\\nAssistant: ..."; an end that only asks for the answer is left out of a prompt. Raises Unfit."""
-    parts = _TURN.split(text)
-    roles = {"Human": "user", "Assistant": "assistant"}
-    found = [(roles[role], said.strip()) for role, said in zip(parts[1::2], parts[2::2], strict=True)]
-    if field == "prompt" and found[-1] == ("assistant", ""):
-        found.pop()
-    return messages_of([{"role": role, "content": said} for role, said in found], field)
 
 
 def _one(reply: tuple[Message, ...], field: str) -> None:

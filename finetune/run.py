@@ -1,13 +1,14 @@
 """What a recipe file gets: everything that is settled before a model is loaded. And the last touches to a trainer."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from finetune.answer_positions import score_answers_only
-from finetune.chat import Chat
+from finetune.chat import Chat, prompt_ids
 from finetune.recipe import Recipe
-from finetune.schemas import Rows
+from finetune.schemas import PromptRow, Rows
+from finetune.shape import window
 from ingest.errors import InvalidError
 
 One = TypeVar("One")
@@ -33,10 +34,14 @@ class Run(NamedTuple):
 
 
 class Trained(NamedTuple):
-    """`trainer` holds the weights to keep: the best on the held-out part, else the last. `left_out`: rows over `max_length`."""
+    """`trainer` holds the weights to keep: the best on the held-out part, else the last. `left_out`: rows over `max_length`.
+    `metrics`: of the method's own, for the manifest. `notes`: what else it should say of the run.
+    """
 
     trainer: Any
     left_out: int
+    metrics: Mapping[str, float] = {}
+    notes: tuple[str, ...] = ()
 
 
 def fitting(
@@ -57,6 +62,29 @@ def fitting(
             "raise it with --set max_length=N"
         )
     return kept, len(encoded) - len(kept)
+
+
+def fitting_prompts(run: Run, rows: Rows, answer: int) -> tuple[list[tuple[PromptRow, list[int]]], tuple[str, ...]]:
+    """-> the prompts with their tokens, as serving sends them, and the places of those that are left out: longer than
+    `max_prompt_length`, or than what the model's window leaves beside an answer of `answer` tokens. Raises InvalidError where
+    none is left.
+    """
+    found = [row for row in rows.rows if isinstance(row, PromptRow)]
+    places = rows.places or tuple(f"row {at + 1}" for at in range(len(found)))
+    room = window(run.base)
+    limits = [one for one in (run.recipe.data.max_prompt_length, room and room - answer) if one is not None]
+    most = min(limits, default=None)
+    encoded = [(row, prompt_ids(run.chat, row.prompt)) for row in found]
+    fits = [most is None or len(ids) <= most for _, ids in encoded]
+    kept = [one for one, fit in zip(encoded, fits, strict=True) if fit]
+    if encoded and not kept:
+        shortest = min(range(len(encoded)), key=lambda at: len(encoded[at][1]))
+        raise InvalidError(
+            f"no prompt fits: the shortest, {places[shortest]}, has {len(encoded[shortest][1])} tokens, and it may have {most} "
+            f"(max_prompt_length {run.recipe.data.max_prompt_length}, and {room} of the model for it and an answer of {answer}): "
+            "raise max_prompt_length, lower the answer's length, or give shorter prompts"
+        )
+    return kept, tuple(place for place, fit in zip(places, fits, strict=True) if not fit)
 
 
 def trainer_of(kind: type[Any], run: Run, **parts: Any) -> Any:

@@ -17,10 +17,11 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from finetune.recipe import OWN, Recipe
+from finetune.recipe import BY_REWARD, OWN, Recipe
 from finetune.schemas import Manifest, Rows
 from finetune.settings import FinetuneSettings
 from ingest.errors import ConflictError, InvalidError, LockedError, NotFoundError
+from ingest.schemas import Frozen
 from service.base_model import read_base
 
 MANIFEST, STARTED, CHECKPOINTS, LOG, LOCK = "manifest.json", "run.json", "checkpoints", "log.jsonl", ".lock"
@@ -29,7 +30,7 @@ MANIFEST, STARTED, CHECKPOINTS, LOG, LOCK = "manifest.json", "run.json", "checkp
 def default_out(recipe: Recipe, digest: str, base: Path, settings: FinetuneSettings, home: Path) -> Path:
     """-> where a run goes that is not told where. `digest`: of the rows."""
     folder = settings.folder or home / "runs"
-    return folder / f"{recipe.name}-{_digest(_identity(recipe, [digest], base))[:8]}"
+    return folder / f"{recipe.name}-{digest_of_identity(_identity(recipe, [digest], base))[:8]}"
 
 
 def read_manifest(out: Path) -> Manifest:
@@ -79,7 +80,11 @@ def claimed(out: Path) -> Iterator[None]:
 
 def begin(out: Path, recipe: Recipe, rows: tuple[Rows, Rows], base: Path, restart: bool = False) -> Path | None:
     """-> the checkpoint to go on from, None for a new run. Raises ConflictError where the folder holds something else."""
-    wanted = _identity(recipe, [one.digest for one in rows], base)
+    return begin_as(out, _identity(recipe, [one.digest for one in rows], base), restart)
+
+
+def begin_as(out: Path, wanted: dict[str, Any], restart: bool = False) -> Path | None:
+    """As `begin`, of a run that is told by `wanted`."""
     started = _read(out / STARTED)
     differing = [key for key in wanted if (started or {}).get(key) != json.loads(json.dumps(wanted[key]))]
     if started is not None and (restart or (differing and last_checkpoint(out) is None)):
@@ -121,7 +126,7 @@ def keep_log_until(out: Path, step: int) -> None:
         (out / LOG).write_text("".join(line for line in lines if _step(line) <= step))
 
 
-def finish(out: Path, manifest: Manifest) -> None:
+def finish(out: Path, manifest: Frozen) -> None:
     shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
     unfinished = out / f".{MANIFEST}"
     unfinished.write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
@@ -135,6 +140,8 @@ def settled(recipe: Recipe) -> dict[str, Any]:
     if trained.weights == "ia3":  # which has other defaults of its own
         own -= {"target_modules"} - trained.model_fields_set
     held = recipe.model_dump(mode="json", exclude={"data": {"data", "eval_data"}})
+    if recipe.method not in BY_REWARD:
+        del held["reward"]
     return held | {"trained": {key: value for key, value in held["trained"].items() if key in own}}
 
 
@@ -145,7 +152,7 @@ def _identity(recipe: Recipe, digests: list[str], base: Path) -> dict[str, Any]:
     return {"recipe": held, "rows": digests, "base": read_base(str(base.absolute()), None).identity}
 
 
-def _digest(identity: dict[str, Any]) -> str:
+def digest_of_identity(identity: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 

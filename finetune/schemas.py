@@ -8,7 +8,8 @@ from pydantic import Field, model_validator
 from ingest.schemas import Frozen
 from service.schemas import Checked as Checked
 
-Method = Literal["sft", "dpo", "kto"]
+Method = Literal["sft", "dpo", "kto", "reward", "grpo", "ppo"]
+RewardName = Literal["citation_correct", "exact_match", "token_f1", "short", "refusal_right", "reward_model"]
 Weights = Literal["full", "layers", "lora", "qlora", "ia3", "bottleneck"]
 
 
@@ -58,22 +59,49 @@ class KtoRow(Frozen):
     source: Provenance = Provenance()
 
 
-Row = SftRow | PreferenceRow | KtoRow
-ROW_OF: dict[Method, type[SftRow] | type[PreferenceRow] | type[KtoRow]] = {
+class Known(Frozen):
+    """What is known of a prompt, which rewards are computed from. `passages`: as the prompt numbers them, from 1; `gold`: the
+    numbers of those that hold the answer; `refuse`: none of them does.
+    """
+
+    question: str | None = None
+    answers: tuple[str, ...] = ()
+    passages: tuple[str, ...] = ()
+    gold: tuple[int, ...] = ()
+    refuse: bool = False
+
+
+class PromptRow(Frozen):
+    """For reinforcement learning: the model writes the answer, and a reward says what it is worth."""
+
+    prompt: tuple[Message, ...] = Field(min_length=1)
+    known: Known = Known()
+    source: Provenance = Provenance()
+
+
+Row = SftRow | PreferenceRow | KtoRow | PromptRow
+# What a method learns from; `finetune.prompt_rows` makes prompts of other rows.
+ROW_OF: dict[Method, type[SftRow] | type[PreferenceRow] | type[KtoRow] | type[PromptRow]] = {
     "sft": SftRow,
     "dpo": PreferenceRow,
     "kto": KtoRow,
+    "reward": PreferenceRow,
+    "grpo": PromptRow,
+    "ppo": PromptRow,
 }
 
 
 class Rows(Frozen):
-    """Rows of one kind. `digest`: SHA-256 over the rows in their order; `places`: as "rows.jsonl:7", one a row."""
+    """Rows of one kind. `digest`: SHA-256 over the rows in their order; `places`: as "rows.jsonl:7", one a row. `left_out`:
+    places of what was passed over, with the reason.
+    """
 
     rows: tuple[Row, ...]
     digest: str
     places: tuple[str, ...] = ()
     name: str = ""
     prompt_version: str | None = None  # that all prompts were built with, where the data set says so
+    left_out: tuple[str, ...] = ()
 
 
 class Manifest(Frozen):
@@ -101,6 +129,7 @@ class Manifest(Frozen):
     trainable_parameters: int
     all_parameters: int
     metrics: dict[str, float]
+    notes: tuple[str, ...] = ()  # as why it ended before its time
     versions: dict[str, str]
     hardware: dict[str, Any]
     seconds: float

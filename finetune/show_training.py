@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as ProgressBar
 
+from finetune.recipe import BY_REWARD
 from finetune.schemas import Manifest
 from service.show import err, escape, out
 from service.tuning import TuneProgress
@@ -55,6 +56,8 @@ def said(at: TuneProgress) -> str:
         parts.append(f"loss {at.loss:.4g}")
     if at.eval_loss is not None:
         parts.append(f"held out {at.eval_loss:.4g}")
+    if at.reward is not None:
+        parts.append(f"reward {at.reward:.4g}")
     if at.tokens_per_second:
         parts.append(f"{at.tokens_per_second:.0f} tokens/s")
     if at.seconds_left:
@@ -73,15 +76,33 @@ def print_summary(manifest: Manifest, folder: Path) -> None:
     """What was trained, and the commands that follow."""
     held = manifest.metrics
     losses = [f"loss {held['train_loss']:.4g} on average"] if "train_loss" in held else []
-    if "eval_loss" in held:
+    if "reward" in held:  # whose loss says nothing
+        losses = [f"reward {held['reward']:.4g} at the end"]
+    if "eval_reward" in held:
+        losses.append(
+            f"{held['eval_reward']:.4g} on {manifest.held_out_rows} held-out prompts at step {held['best_step']:.0f}"
+        )
+    elif "eval_loss" in held:
         losses.append(
             f"{held['eval_loss']:.4g} on {manifest.held_out_rows} held-out rows at step {held['best_step']:.0f}"
         )
+    if manifest.method == "ppo":
+        losses.append(f"{held['kl']:.3g} nats an answer from where it began")
+    if "held_out_reward" in held:
+        losses.append(f"{held['held_out_reward']:.4g} on {manifest.held_out_rows} held-out prompts")
     out.print(f"trained {manifest.trainable_parameters:,} of {manifest.all_parameters:,} parameters of "
               f"{escape(manifest.base)} on {manifest.rows} rows in {clock(manifest.seconds)}: {', '.join(losses)}")  # fmt: skip
+    if "accuracy_low" in held:
+        out.print(
+            f"  prefers the chosen answer in {held['accuracy']:.3f} [{held['accuracy_low']:.3f}, {held['accuracy_high']:.3f}] of "
+            f"{held['pairs']:.0f} held-out pairs; calibration error {held['calibration_error']:.3f} (calibration.png)"
+        )
     peak = manifest.peak_memory_bytes / 2**30
     if left_out := held.get("rows_left_out"):
-        out.print(f"  [yellow]note:[/] {left_out:.0f} rows are longer than max_length and were left out")
+        limit = "max_prompt_length" if manifest.method in BY_REWARD else "max_length"
+        out.print(f"  [yellow]note:[/] {left_out:.0f} rows are longer than {limit} and were left out")
+    for note in manifest.notes:
+        out.print(f"  [yellow]note:[/] {escape(note)}")
     out.print(f"  in {escape(str(folder))}, with manifest.json and curve.png; {peak:.1f} GiB at most")
     if manifest.weights in {"full", "layers"}:
         out.print(f"  next: graft up --model {escape(str(folder))}", soft_wrap=True)

@@ -1,7 +1,7 @@
 """One run, from a recipe to a folder with tuned weights, their curve and their manifest.
 
 What every method shares: the base, the rows, the folder, the callbacks, how a run ends early and what is left of it. The methods
-themselves are `sft`, `dpo` and `kto`. Light until `train` runs: the training stack is loaded inside.
+themselves are modules of their names. Light until `train` runs: the training stack is loaded inside.
 """
 
 import importlib.util
@@ -60,10 +60,10 @@ def train(
     """
     require_stack()
     refuse_unknown(recipe)
-    _quiet()
+    quiet()
     started = time.perf_counter()
     base, (everything, learn, held_out) = find_base(recipe.model.base, models), data or read_data(recipe)
-    with runs.claimed(out), _advised(recipe):
+    with runs.claimed(out), advised(recipe):
         resume_from = _begin(out, recipe, (learn, held_out), base, restart)
         hooks.progress(TuneProgress(stage="loading"))
         run, callback = _prepare(recipe, base, learn, held_out, out, settings, hooks, home, resume_from)
@@ -163,7 +163,7 @@ def _prepare(
 
 def _trained(run: "Run", callback: "ProgressCallback") -> "Trained":
     """By the recipe's method, while signals end it after the step that is under way."""
-    with _ended_by_signals(callback.stop), warnings.catch_warnings():
+    with ended_by_signals(callback.stop), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # between TRL and transformers
         match run.recipe.method:
             case "sft":
@@ -178,9 +178,21 @@ def _trained(run: "Run", callback: "ProgressCallback") -> "Trained":
                 from finetune.kto import kto
 
                 return kto(run)
+            case "reward":
+                from finetune.reward import reward
+
+                return reward(run)
+            case "grpo":
+                from finetune.grpo import grpo
+
+                return grpo(run)
+            case "ppo":
+                from finetune.ppo import ppo
+
+                return ppo(run)
 
 
-def _quiet() -> None:
+def quiet() -> None:
     """The libraries' own bars and notes stay out of the progress that is shown."""
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     import datasets
@@ -228,7 +240,7 @@ def _early_stopping(recipe: Recipe, held_out: Rows) -> list[Any]:
 
 
 @contextmanager
-def _ended_by_signals(stop: Callable[[], None]) -> Iterator[None]:
+def ended_by_signals(stop: Callable[[], None]) -> Iterator[None]:
     """SIGTERM and Ctrl-C end the run with a checkpoint; a second Ctrl-C ends it at once. Elsewhere than in the main thread the
     caller says when.
     """
@@ -251,7 +263,7 @@ def _ended_by_signals(stop: Callable[[], None]) -> Iterator[None]:
 
 
 @contextmanager
-def _advised(recipe: Recipe) -> Iterator[None]:
+def advised(recipe: Recipe) -> Iterator[None]:
     """Out of memory ends with what helps. Raises SettingsError."""
     try:
         yield

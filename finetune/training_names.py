@@ -5,15 +5,24 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
+from finetune.ppo_settings import PpoSettings
 from finetune.schemas import Method
 from ingest.errors import SettingsError
 
-_CONFIG = {"sft": "SFTConfig", "dpo": "DPOConfig", "kto": "KTOConfig"}
+_CONFIG: dict[Method, str] = {
+    "sft": "SFTConfig",
+    "dpo": "DPOConfig",
+    "kto": "KTOConfig",
+    "reward": "RewardConfig",
+    "grpo": "GRPOConfig",
+}
 
 
 @cache
 def training_names(method: Method) -> frozenset[str]:
-    """Of transformers' TrainingArguments and of TRL's for the method. Raises SettingsError."""
+    """Of transformers' TrainingArguments and of TRL's for the method; of PPO, which TRL lacks, our own. Raises SettingsError."""
+    if method == "ppo":
+        return frozenset(PpoSettings.model_fields)
     names = _fields(_package("transformers") / "training_args.py", "TrainingArguments")
     trainer = _package("trl") / "trainer"
     return frozenset(

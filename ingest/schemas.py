@@ -45,7 +45,8 @@ class Retrieval(Frozen):
     `candidates` are taken from each side, then fused: scores scaled to 0..1 and weighted, or reciprocal ranks (`rrf_k` their
     constant) weighted. `dense_weight` 0 is BM25 alone, 1 dense alone. `quantized`: the dense side goes through quantised
     vectors and scores what it finds with the real ones. `rerank_depth`: hits that the cross-encoder may read. `mmr`: lambda,
-    1 is relevance alone. `neighbours`: chunks before and after a hit that its text is extended by.
+    1 is relevance alone. `neighbours`: chunks before and after a hit that its text is extended by. `query_adapter`: one of
+    GRAFT_HOME, which moves the question's vector.
     """
 
     fusion: Literal["weighted", "rrf"] = "weighted"
@@ -58,6 +59,12 @@ class Retrieval(Frozen):
     rerank_depth: Annotated[int, Field(ge=1, le=100)] = 20
     mmr: Annotated[float, Field(ge=0, le=1)] | None = None
     neighbours: Annotated[int, Field(ge=0, le=3)] = 0
+    query_adapter: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,127}$")] | None = None
+
+
+def with_query_adapter(retrieval: Retrieval, name: str | None) -> Retrieval:
+    """Raises ValidationError."""
+    return Retrieval.model_validate({**retrieval.model_dump(), "query_adapter": name})
 
 
 class Labels(Frozen):

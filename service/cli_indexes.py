@@ -7,10 +7,10 @@ import typer
 from rich.table import Column, Table
 
 from ingest.errors import InvalidError
-from ingest.schemas import Chunking, Strategy
+from ingest.schemas import Chunking, Strategy, with_query_adapter
 from service.cli_ingest import report
 from service.cli_options import CollectionOption, JsonOption, connected
-from service.schemas import ReindexRequest
+from service.schemas import CollectionSettings, ReindexRequest
 from service.show import escape, follow, out, write_json
 
 collections_app = typer.Typer(invoke_without_command=True, help="Collections and their indexes.")
@@ -63,6 +63,18 @@ def drop(name: str, index: str) -> None:
     with connected() as client:
         client.delete_index(name, index)
     out.print(f"dropped {escape(index)}")
+
+
+@collections_app.command("query-adapter")
+def query_adapter(
+    name: str, adapter: Annotated[str, typer.Argument(help="Its name in GRAFT_HOME/query-adapters, or `none`.")]
+) -> None:
+    """Gives a collection a query adapter that `graft tune query-adapter` made, or takes it away."""
+    with connected() as client:
+        chosen = None if adapter == "none" else adapter
+        held = client.collection(name).retrieval
+        client.put_collection(name, CollectionSettings(retrieval=with_query_adapter(held, chosen)))
+    out.print(f"{escape(name)}: " + (f"questions go through {escape(adapter)}" if chosen else "no query adapter"))
 
 
 @collections_app.command("rm")

@@ -16,8 +16,11 @@ from numpy.typing import NDArray
 
 from ingest.catalog import Catalog, Collection
 from ingest.embed import Embedder, index_fingerprint, load_embedder
+from ingest.errors import ConflictError, InvalidError, NotFoundError
+from ingest.generations import Generations
 from ingest.index import Candidates, Filter, Index, candidates, fetch, ranked, sparse_query
 from ingest.language import reads
+from ingest.query_adapter import QueryAdapter, changed_at, check_fits, load_query_adapter
 from ingest.schemas import Hit, Retrieval
 from ingest.settings import IngestSettings
 from service.expand import Texts, merged, places, widened
@@ -69,6 +72,7 @@ class Retriever:
         self._reranker_name = reranker
         self._rerank_seconds = rerank_ms / 1000
         self._embedders: dict[str, Embedder] = {}
+        self._query_adapters: dict[tuple[str, int], QueryAdapter] = {}  # by name and time of the file
         self._reranker: Reranker | None = None
         self._loading = threading.Lock()
         self._texts = Texts(catalog)
@@ -82,6 +86,14 @@ class Retriever:
                     self._embedders[name] = load_embedder(name, self.settings, threads=1)  # one question is short work
         return self._embedders[name]
 
+    def query_adapter(self, name: str, embedder: Embedder) -> QueryAdapter:
+        """Raises NotFoundError, InvalidError (it is for another embedder)."""
+        key = (name, changed_at(name, self.settings))
+        if key not in self._query_adapters:
+            self._query_adapters[key] = load_query_adapter(name, self.settings)
+        check_fits(name, self._query_adapters[key], embedder)
+        return self._query_adapters[key]
+
     def retrieve(
         self,
         question: str,
@@ -92,13 +104,16 @@ class Retriever:
         by_document: bool = False,
         retrieval: Retrieval | None = None,
         follow_up: FollowUp | None = None,
+        index: str | None = None,
     ) -> Found:
         """`names`: of one collection or of several. `groups`: those of the principal, None for one who may see all.
-        `retrieval`: in place of the collections' settings; of theirs, top_k, reranking and MMR are the first one's. Raises
-        NotFoundError.
+        `retrieval`: in place of the collections' settings; of theirs, top_k, reranking and MMR are the first one's. `index`:
+        of the one collection, in place of the live one. Raises NotFoundError, ConflictError, InvalidError.
         """
         named = (names,) if isinstance(names, str) else names
         collections = tuple(self.catalog.collection(name) for name in named)
+        if index is not None:
+            collections = (self._at(collections, index),)
         how = retrieval or collections[0].retrieval
         limit = top_k or how.top_k
         clock = _Clock()
@@ -128,8 +143,19 @@ class Retriever:
         notes = self._notes(question, collections, retrieval)
         return Found(collections, hits, {"rerank": 0.0, **clock.laps}, reranked, notes)
 
+    def _at(self, collections: Sequence[Collection], index: str) -> Collection:
+        """-> the collection as it is with one of its other indexes live. Raises NotFoundError, ConflictError, InvalidError."""
+        if len(collections) > 1:
+            raise InvalidError(f"index {index!r} is of one collection: name that one alone")
+        held = collections[0]
+        found = Generations(self.catalog.engine).generation(held, index)
+        if found.state == "building":
+            raise ConflictError(f"index {index!r} of collection {held.name!r} is still being built; wait for its job")
+        changes = {"embedder": found.embedder, "chunking": found.chunking, "fingerprint": found.fingerprint}
+        return held.model_copy(update=changes)
+
     def _asked(self, question: str, collections: Sequence[Collection], retrieval: Retrieval | None) -> list[_Asked]:
-        vectors: dict[str, NDArray[np.float32]] = {}  # by embedder
+        vectors: dict[tuple[str, str | None], NDArray[np.float32]] = {}  # by embedder and query adapter
         asked = []
         for collection in collections:
             how = retrieval or collection.retrieval
@@ -137,17 +163,35 @@ class Retriever:
             if embedder is None:
                 asked.append(_Asked(collection, how, None, collection.name))
                 continue
-            if embedder.fingerprint not in vectors:
-                vectors[embedder.fingerprint] = embedder.embed_query(question)
-            scale = (embedder.fingerprint, how.fusion, how.rrf_k)
-            asked.append(_Asked(collection, how, vectors[embedder.fingerprint], scale))
+            adapter = self._adapter(collection, retrieval)[0]
+            by = (embedder.fingerprint, how.query_adapter if adapter else None)
+            if by not in vectors:
+                vector = embedder.embed_query(question)
+                vectors[by] = adapter.apply(vector) if adapter else vector
+            asked.append(_Asked(collection, how, vectors[by], (*by, how.fusion, how.rrf_k)))
         return asked
+
+    def _adapter(self, collection: Collection, retrieval: Retrieval | None) -> tuple[QueryAdapter | None, str | None]:
+        """-> the query adapter, and why the collection's own is not used where it does not fit any more. One that a request
+        names is used or refused: raises NotFoundError, InvalidError.
+        """
+        name = (retrieval or collection.retrieval).query_adapter
+        if name is None:
+            return None, None
+        try:
+            return self.query_adapter(name, self.embedder(collection.embedder)), None
+        except (NotFoundError, InvalidError) as error:
+            if retrieval is not None:
+                raise
+            back = f"`graft collections query-adapter {collection.name} none` takes it away"
+            return None, f"the query adapter of collection {collection.name!r} is not used: {error}; {back}"
 
     def _notes(self, question: str, collections: Sequence[Collection], retrieval: Retrieval | None) -> tuple[str, ...]:
         """Of the collections whose vectors are searched."""
         dense = [one for one in collections if (retrieval or one.retrieval).dense_weight > 0]
         by_collection = (self._language_notes.of(one, self.embedder(one.embedder).languages, question) for one in dense)
-        return tuple(note for notes in by_collection for note in notes)
+        unfit = (self._adapter(one, retrieval)[1] for one in dense)
+        return (*(note for notes in by_collection for note in notes), *(note for note in unfit if note))
 
     def _readable(self, collection: Collection, question: str) -> Embedder | None:
         """The collection's embedder, where its vectors say something: it is still the one that the collection was embedded

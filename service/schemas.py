@@ -96,9 +96,12 @@ class RetrieveRequest(Request):
 
 
 class SearchRequest(RetrieveRequest):
-    """`POST /retrieve`. Grouped by document, a document scores as its best chunk."""
+    """`POST /retrieve`. Grouped by document, a document scores as its best chunk. `index`: of the collection, in place of the
+    live one; the first characters of its fingerprint will do.
+    """
 
     group_by: Literal["document"] | None = None
+    index: Annotated[str, Field(pattern=r"^[0-9a-f]{4,64}$")] | None = None
 
 
 class QueryRequest(RetrieveRequest):

@@ -66,6 +66,8 @@ def said_of_training(at: TuneProgress) -> str:
         parts.append(f"loss {at.loss:.4g}")
     if at.eval_loss is not None:
         parts.append(f"held-out loss {at.eval_loss:.4g}")
+    if at.reward is not None:
+        parts.append(f"reward {at.reward:.4g}")
     if at.tokens_per_second:
         parts.append(f"{at.tokens_per_second:.0f} tokens/s")
     if at.seconds_left:

@@ -32,7 +32,9 @@ class TunePayload(Frozen):
 
 
 class TuneProgress(Frozen):
-    """How far a training is. `seconds_left` of the training; `tokens_per_second` over the last steps."""
+    """How far a training is. `seconds_left` of the training; `tokens_per_second` over the last steps; `reward` of the model's own
+    answers, where it learns from these.
+    """
 
     stage: Literal["waiting", "loading", "training", "evaluating", "saving", "checking"]
     step: int = 0
@@ -40,6 +42,7 @@ class TuneProgress(Frozen):
     epoch: float = 0.0
     loss: float | None = None
     eval_loss: float | None = None
+    reward: float | None = None
     learning_rate: float | None = None
     tokens_per_second: float | None = None
     seconds_left: float | None = None

@@ -65,7 +65,9 @@ class Documents:
             return self.put_collection(name, CollectionSettings())
 
     def put_collection(self, name: str, given: CollectionSettings) -> Collection:
-        """Raises InvalidError, ConflictError (another embedder or chunking meets documents), SettingsError."""
+        """Raises InvalidError, ConflictError (another embedder or chunking meets documents), SettingsError; NotFoundError for a
+        query adapter.
+        """
         try:
             held: Collection | None = self.catalog.collection(name)
         except NotFoundError:
@@ -83,6 +85,8 @@ class Documents:
             threshold=given.threshold if "threshold" in fields or not held else held.threshold,
             created_at=held.created_at if held else now(),
         )
+        if given.retrieval and given.retrieval.query_adapter:
+            self.retriever.query_adapter(given.retrieval.query_adapter, embedder)
         self.catalog.put_collection(collection)
         if held is None:
             for left in indexes_of(self.index, name):  # by an earlier one of this name, whose deletion was cut off

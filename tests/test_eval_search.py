@@ -10,7 +10,8 @@ import pytest
 from filelock import FileLock
 
 from eval.schemas import Case, DataSet
-from eval.search import Choice, Float, Int, Setting, Trial, grid, parse_space, run_study
+from eval.space import Choice, Float, Int, Setting, grid, parse_space
+from eval.study import Trial, run_study
 from eval.sweep import Plan, check, full_name, halves, named
 from ingest.errors import InvalidError, LockedError, UnavailableError
 
@@ -123,7 +124,7 @@ def test_the_same_seed_searches_alike_and_another_does_not() -> None:
 @pytest.mark.slow
 def test_a_killed_study_goes_on_and_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
     script = (
-        "import os, signal, sys\nfrom pathlib import Path\nfrom eval.search import parse_space, run_study\n"
+        "import os, signal, sys\nfrom pathlib import Path\nfrom eval.space import parse_space\nfrom eval.study import run_study\n"
         "from test_eval_search import SPACE, height\ntried = []\n"
         "def objective(setting):\n    tried.append(setting)\n"
         "    if len(tried) == 9: os.kill(os.getpid(), signal.SIGKILL)\n    return height(setting)\n"

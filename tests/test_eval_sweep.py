@@ -8,7 +8,8 @@ from service_fixtures import Service, run_graft
 from test_eval_weights import note, word
 
 from eval.cases import read_dataset
-from eval.search import Trial, parse_space
+from eval.space import parse_space
+from eval.study import Trial
 from eval.sweep import Plan, Sweep, sweep
 from service.client import Client
 from service.schemas import CollectionSettings

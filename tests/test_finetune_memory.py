@@ -79,6 +79,19 @@ def test_preferences_over_whole_weights_hold_a_second_model(base: Path) -> None:
     assert two.weights == 2 * one.weights
 
 
+def test_rewarded_answers_are_counted_behind_their_prompts_and_what_scores_them_beside_the_model(base: Path) -> None:
+    plain = of("grpo", base, "max_prompt_length=500", "max_completion_length=60")
+    assert "4 x 560 tokens" in plain.assumptions
+    scored = of("grpo", base, "max_prompt_length=500", "max_completion_length=60", "rewards={reward_model=1.0}",
+                "reward_model=RM")  # fmt: skip
+    assert scored.weights - plain.weights == pytest.approx(2 * 6.74e9, rel=0.01)
+    many = of("grpo", base, "gradient_checkpointing=true", "generation_batch_size=512")
+    assert many.activations > of("grpo", base, "gradient_checkpointing=true").activations  # their keys and values
+    pairs, rows = of("reward", base, "per_device_train_batch_size=1"), of("sft-lora", base)
+    assert pairs.activations > 1.7 * rows.activations
+    assert pairs.weights == pytest.approx(rows.weights, rel=0.01)
+
+
 def test_the_longest_row_counts_as_far_as_it_trains(models: Path) -> None:
     base = models / "smollm2-135m-instruct"
     recipe = read_recipe("sft-lora")
@@ -105,6 +118,9 @@ def test_all_that_is_advised_takes_less(base: Path) -> None:
         ("sft-lora", ["per_device_train_batch_size=4"]),
         ("sft-qlora-8bit", ["gradient_checkpointing=false"]),
         ("kto-lora", []),
+        ("reward", []),
+        ("grpo", []),
+        ("ppo", []),
     ):
         before = of(name, base, *given)
         said = advice(read_recipe(name, given), before)

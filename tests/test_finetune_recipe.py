@@ -48,7 +48,7 @@ def test_a_key_needs_no_section_and_a_value_is_as_toml_has_it() -> None:
     ("setting", "said"),
     [
         ("max_steps", "KEY=VALUE"),
-        ("nowhere.r=8", "sections model, trained, data, training"),
+        ("nowhere.r=8", "sections model, trained, data, reward, training"),
         ("r=0", "greater than or equal to 1"),
         ("bits=4", "weights = 'lora' has no bits"),
         ("weights=ia3", "weights = 'ia3' has no lora_alpha, r"),

@@ -165,4 +165,4 @@ def test_inspect(tmp_path: Path, capsys: pytest.CaptureFixture[str], models: Pat
     inspect(file, max_length=40, samples=0, fitting=good, eval_data=good if good.exists() else None)
     assert len(good.read_text().splitlines()) == 2
     with pytest.raises(InvalidError, match="sft, dpo, kto"):
-        inspect(file, method="ppo", max_length=40, samples=0)
+        inspect(file, method="rlhf", max_length=40, samples=0)

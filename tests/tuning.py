@@ -26,7 +26,7 @@ def write_rows(path: Path, method: str, rows: int = 24) -> Path:
     wrong = {"role": "assistant", "content": "I would rather talk about turtles."}
     lines: list[dict[str, Any]] = []
     for at in range(rows):
-        if method == "dpo":
+        if method in ("dpo", "reward"):
             lines.append({"prompt": [question(at)], "chosen": [answer(at)], "rejected": [wrong]})
         elif method == "kto":
             said = answer(at) if at % 2 else wrong

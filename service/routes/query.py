@@ -49,6 +49,8 @@ async def retrieve(body: SearchRequest, parts: WithParts, principal: WithPrincip
         body.top_k,
         by_document,
         body.retrieval,
+        None,
+        body.index,
     )
     return Retrieved(hits=tuple(found.hits), timings_ms=found.timings_ms, reranked=found.reranked, notes=found.notes)
 

@@ -1,0 +1,124 @@
+"""Recipes of the models that find passages: an embedder, a reranker, a map of questions' vectors. TOML, as the others are."""
+
+import tomllib
+from collections.abc import Sequence
+from functools import cache
+from itertools import takewhile
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from pydantic import Field, ValidationError
+
+from finetune.recipe import put_setting
+from ingest.errors import InvalidError, NotFoundError
+from ingest.schemas import Frozen
+
+_FILES = Path(__file__).parent / "recipes" / "retrieval"
+RetrievalMethod = Literal["embedder", "reranker", "query-adapter"]
+
+
+class RetrievalModel(Frozen):
+    """`base`: what is tuned, or whose vectors are moved: a folder, or a name; None: the one that is in use."""
+
+    base: str | None = None
+
+
+class RetrievalData(Frozen):
+    """Shares of the questions, by document: `held_out` decides whether the result is taken and is seen by nothing else; `stop`
+    says when to stop, or how far to go.
+    """
+
+    held_out: float = Field(default=0.2, gt=0, lt=0.9)
+    stop: float = Field(default=0.1, ge=0, lt=0.5)
+    max_rows: int | None = Field(default=None, ge=4)  # questions
+    patience: int = Field(default=3, ge=0)  # evaluations without a better one; 0: no early stopping
+
+
+class Mining(Frozen):
+    """Hard negatives are what our own search finds first and no judgement names. `negatives`: of a question. Of the first `depth`
+    hits those are left out that lie more than `most_above` (cosine) above the best relevant passage: they may well be relevant.
+    """
+
+    negatives: int = Field(default=4, ge=0, le=50)
+    depth: int = Field(default=50, ge=1, le=1000)
+    most_above: float = Field(default=0.05, ge=0)
+
+
+class Moving(Frozen):
+    """Of a query adapter. `scale`: of cosines in the softmax. `penalties`: on the squared distance to the identity; the one with
+    the lowest loss on the stopping questions is taken. `pool`: passages that each question is told from, at most.
+    """
+
+    scale: float = Field(default=20.0, gt=0)
+    penalties: tuple[float, ...] = Field(default=(10.0, 3.0, 1.0, 0.3, 0.1), min_length=1)
+    steps: int = Field(default=60, ge=1)
+    pool: int = Field(default=4096, ge=16)
+
+
+class RetrievalRecipe(Frozen):
+    """`training`: fields of sentence-transformers' training arguments, by their own names."""
+
+    name: str
+    method: RetrievalMethod
+    model: RetrievalModel = RetrievalModel()
+    data: RetrievalData = RetrievalData()
+    mining: Mining = Mining()
+    adapter: Moving = Moving()
+    training: dict[str, Any] = {}
+
+    @property
+    def seed(self) -> int:
+        """Raises InvalidError."""
+        given = self.training.get("seed", 17)
+        if not isinstance(given, int):
+            raise InvalidError(f"training argument seed = {given!r} does not fit: give a whole number")
+        return given
+
+
+SECTIONS: dict[str, type[Frozen]] = {
+    "model": RetrievalModel,
+    "data": RetrievalData,
+    "mining": Mining,
+    "adapter": Moving,
+}
+
+
+@cache
+def retrieval_recipes() -> tuple[str, ...]:
+    """The product's own, by name."""
+    return tuple(sorted(path.stem for path in _FILES.glob("*.toml")))
+
+
+def is_retrieval(name: str | None) -> bool:
+    """Whether a recipe's name, or the method in a file of one's own, is one of these. A file that cannot be read is not."""
+    if name is None or not name.endswith(".toml"):
+        return name in retrieval_recipes()
+    try:
+        return tomllib.loads(Path(name).read_text(encoding="utf-8")).get("method") in get_args(RetrievalMethod)
+    except (OSError, ValueError):
+        return False
+
+
+def read_retrieval_recipe(name: str, settings: Sequence[str] = ()) -> RetrievalRecipe:
+    """As `recipe.read_recipe`. Raises NotFoundError, InvalidError."""
+    path = Path(name) if name.endswith(".toml") else _FILES / f"{name}.toml"
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise NotFoundError(f"there is no recipe {name!r}; there are {', '.join(retrieval_recipes())}") from error
+    except ValueError as error:
+        raise InvalidError(f"recipe {name!r} is not valid TOML: {error}") from error
+    for setting in settings:
+        put_setting(content, setting, SECTIONS)
+    try:
+        return RetrievalRecipe.model_validate({"name": path.stem, **content})
+    except ValidationError as error:
+        said = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
+        raise InvalidError(f"recipe {name!r} does not fit: {said}") from error
+
+
+def about(name: str) -> str:
+    """-> the first sentence of a recipe's comment."""
+    lines = (_FILES / f"{name}.toml").read_text(encoding="utf-8").splitlines()
+    said = " ".join(line.removeprefix("#").strip() for line in takewhile(lambda line: line.startswith("#"), lines))
+    return said.partition(". ")[0].rstrip(".")

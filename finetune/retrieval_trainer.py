@@ -1,0 +1,107 @@
+"""sentence-transformers' trainers as ours are run: progress, a log, checkpoints, early stopping, an end by signals."""
+
+import warnings
+from typing import Any
+
+from finetune import runs
+from finetune.curve import best_step
+from finetune.hooks import StoppedError
+from finetune.retrieval_run import Ready
+from ingest.errors import InvalidError, SettingsError
+
+PER_RUN = 0.1  # of the steps between two evaluations, each with a checkpoint
+
+
+def require_sentence_transformers() -> None:
+    """Raises SettingsError."""
+    from importlib.util import find_spec
+
+    from finetune.train import require_stack
+
+    require_stack()
+    if find_spec("sentence_transformers") is None:
+        raise SettingsError(
+            "tuning an embedder or a reranker needs sentence-transformers, which is not installed: run `make train`"
+        )
+
+
+def training_arguments(kind: type[Any], run: Ready, has_stop: bool, **own: Any) -> Any:
+    """-> a `kind` of sentence-transformers. Raises InvalidError for a name or value that does not fit."""
+    import torch
+
+    given = dict(run.recipe.training)
+    known = set(kind.__dataclass_fields__)
+    if unknown := sorted(set(given) - known):
+        raise InvalidError(
+            f"unknown training argument {unknown[0]!r}: {run.recipe.method} takes those of {kind.__name__}"
+        )
+    defaults: dict[str, Any] = {
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,
+        "save_total_limit": 2,
+        "disable_tqdm": True,
+        "seed": run.recipe.seed,
+        "data_seed": run.recipe.seed,
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        "save_strategy": "steps",
+        "save_steps": given.get("eval_steps", PER_RUN),
+    }
+    settled: dict[str, Any] = {
+        "output_dir": str(run.out / runs.CHECKPOINTS),
+        "use_cpu": not torch.cuda.is_available(),
+        "report_to": "none",
+        "push_to_hub": False,
+        "restore_callback_states_from_checkpoint": True,
+    }
+    if has_stop:
+        defaults |= {"eval_strategy": "steps", "eval_steps": PER_RUN}
+        settled |= {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "greater_is_better": False}
+    else:
+        settled |= {"eval_strategy": "no"}
+    try:
+        return kind(**defaults | own | given | settled)
+    except (ValueError, TypeError) as error:
+        raise InvalidError(f"recipe {run.recipe.name!r} does not fit: {error}") from error
+
+
+def train_with(kind: type[Any], run: Ready, resume: bool, **parts: Any) -> dict[str, float]:
+    """Trains by a trainer of sentence-transformers. -> its last numbers, and those of the step whose weights are kept. Raises
+    StoppedError, InvalidError.
+    """
+    from transformers import EarlyStoppingCallback, PrinterCallback
+
+    from finetune.progress import ProgressCallback
+    from finetune.train import ended_by_signals, quiet
+
+    quiet()
+    callback = ProgressCallback(run.hooks, run.out / runs.LOG)
+    stops = (
+        [EarlyStoppingCallback(run.recipe.data.patience)]
+        if parts.get("eval_dataset") and run.recipe.data.patience
+        else []
+    )
+    checkpoint = runs.last_checkpoint(run.out) if resume else None
+    if checkpoint is not None:
+        runs.keep_log_until(run.out, int(checkpoint.name.rpartition("-")[2]))
+    with ended_by_signals(callback.stop), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        warnings.simplefilter("ignore", DeprecationWarning)
+        trainer = kind(callbacks=[callback, *stops], **parts)
+        trainer.remove_callback(PrinterCallback)
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    state = trainer.state
+    if callback.stopped:
+        raise StoppedError(run.out, state.global_step)
+    from finetune.curve import write_curve
+
+    points = [
+        {key: value for key, value in one.items() if isinstance(value, (int, float))} for one in state.log_history
+    ]
+    write_curve(points, run.out)
+    best = best_step(points)
+    found: dict[str, float] = {"steps": float(state.global_step)}
+    for point in points:
+        for name in ("loss", "train_loss", "eval_loss"):
+            if name in point and (name != "eval_loss" or point["step"] == best):
+                found[name] = float(point[name])
+    return found | ({} if best is None else {"best_step": float(best)})
