@@ -1,10 +1,10 @@
 """`graft eval retrieval` against a real service: what is measured, and that nothing of it stays behind."""
 
-import _thread
 import json
 import math
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -340,17 +340,21 @@ def test_upload_that_is_broken_off_leaves_no_collection(
 ) -> None:
     """The service does what it was asked, whether or not anybody waits for the reply, and would make the collection anew."""
     files = [write(tmp_path, {"a.md": "The Heron lifts water."}) / "a.md"]
-    sent = ThreadPoolExecutor(1)
+    sent, main = ThreadPoolExecutor(1), threading.get_ident()
     upload = client.upload
 
     def late(_: Sequence[Path], collection: str) -> Job:
         reply = sent.submit(lambda: (time.sleep(0.5), upload(files, collection))[1])
-        _thread.interrupt_main()
+        signal.pthread_kill(main, signal.SIGINT)
         return reply.result()
 
     monkeypatch.setattr(client, "upload", late)
-    with pytest.raises(KeyboardInterrupt), placed(client, DATA):
-        pytest.fail("was entered")
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell ignores it
+    try:
+        with pytest.raises(KeyboardInterrupt), placed(client, DATA):
+            pytest.fail("was entered")
+    finally:
+        signal.signal(signal.SIGINT, handler)
     sent.shutdown()
     assert made(service) == []
 
