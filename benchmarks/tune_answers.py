@@ -92,7 +92,7 @@ def run(options: Options) -> list[Row]:
     _rows(scratch, files)
     adapter = exported(_tuned(scratch, options.quick))
     tried = 4 if options.quick else TRIED
-    settings = {"SERVICE_ADAPTER_ROOTS": str(scratch), "SERVICE_BUNDLED_ADAPTERS": "", "SERVICE_MAX_TOKENS": "96"}
+    settings = {"SERVICE_ADAPTER_ROOTS": str(scratch), "SERVICE_MAX_TOKENS": "96"}
     with with_engine(scratch / "home", **settings) as url, Client(url) as client:
         graft(["check", str(adapter)], url)
         name, zeros = registered(client, adapter), registered(client, _zeros(scratch / "zeros", scratch / "answers"))

@@ -37,7 +37,7 @@ def run(options: Options) -> list[Row]:
         return [skipped("preferences", "run tune_answers first, with the same --scratch")]
     after = exported(_tuned(scratch, before, options.quick))
     sample = 4 if options.quick else SAMPLE
-    settings = {"SERVICE_ADAPTER_ROOTS": str(scratch), "SERVICE_BUNDLED_ADAPTERS": "", "SERVICE_MAX_TOKENS": "96"}
+    settings = {"SERVICE_ADAPTER_ROOTS": str(scratch), "SERVICE_MAX_TOKENS": "96"}
     with with_engine(scratch / "home", **settings) as url, Client(url) as client:
         graft(["check", str(after)], url)
         name = registered(client, after)
