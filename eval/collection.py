@@ -7,6 +7,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, TypeVar
@@ -21,6 +22,7 @@ from service.client import ENDED, Client
 from service.schemas import CollectionSettings, CollectionView, DocumentView, Job
 
 Kind = TypeVar("Kind", bound=BaseModel)
+Made = TypeVar("Made")
 BATCH = 500  # documents of one upload, and
 BATCH_CHARS = 32_000_000  # characters
 PAGE = 10_000  # documents of one listing
@@ -111,7 +113,7 @@ def placed(
         )
     name, is_whole = _name(dataset), False
     try:
-        client.put_collection(name, _settings(tried))
+        _to_its_end(lambda: client.put_collection(name, _settings(tried)))
         left_out = _fill(client, name, dataset, on_progress)
         view = client.collection(name)
         if not view.documents:
@@ -207,7 +209,13 @@ def _upload(client: Client, name: str, documents: Sequence[Document]) -> Job:
             file = Path(folder) / document_name(one)
             file.write_bytes(_content(one).encode())
             files.append(file)
-        return client.upload(files, name)
+        return _to_its_end(lambda: client.upload(files, name))
+
+
+def _to_its_end(request: Callable[[], Made]) -> Made:
+    """Ctrl-C waits for the reply: the service would do what was asked all the same, after `_remove` has looked for it."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(request).result()
 
 
 def _batches(documents: Sequence[Document]) -> Iterator[list[Document]]:

@@ -4,7 +4,10 @@ import json
 import math
 import signal
 import subprocess
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,7 @@ from eval.schemas import Case, DataSet, Document, RetrievalRun, RunFacts
 from ingest.catalog import now
 from ingest.errors import InvalidError, NotFoundError
 from service.client import Client
+from service.schemas import Job
 
 TEXTS = {
     "a/b": ("Submersible pumps", "The impeller of the Heron is made of white iron."),
@@ -331,6 +335,30 @@ def test_collection_goes_when_its_ingest_is_broken_off(service: Service, client:
     assert made(service) == []
 
 
+def test_upload_that_is_broken_off_leaves_no_collection(
+    service: Service, client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The service does what it was asked, whether or not anybody waits for the reply, and would make the collection anew."""
+    files = [write(tmp_path, {"a.md": "The Heron lifts water."}) / "a.md"]
+    sent, main = ThreadPoolExecutor(1), threading.get_ident()
+    upload = client.upload
+
+    def late(_: Sequence[Path], collection: str) -> Job:
+        reply = sent.submit(lambda: (time.sleep(0.5), upload(files, collection))[1])
+        signal.pthread_kill(main, signal.SIGINT)
+        return reply.result()
+
+    monkeypatch.setattr(client, "upload", late)
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell ignores it
+    try:
+        with pytest.raises(KeyboardInterrupt), placed(client, DATA):
+            pytest.fail("was entered")
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    sent.shutdown()
+    assert made(service) == []
+
+
 @pytest.mark.slow
 def test_collection_stays_when_it_is_kept_and_the_run_fails(service: Service, client: Client) -> None:
     with pytest.raises(ZeroDivisionError), placed(client, DATA, keep=True) as place:
@@ -346,6 +374,11 @@ def test_collection_that_is_gone_meanwhile_is_no_error(client: Client) -> None:
         client.collection(place.view.name)
 
 
+def is_filling(service: Service) -> bool:
+    there = made(service)
+    return bool(there) and service.http.get("/jobs").json()[0]["collection"] in there
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signal_ends_the_command_and_removes_its_collection(service: Service, tmp_path: Path, number: int) -> None:
@@ -358,7 +391,7 @@ def test_signal_ends_the_command_and_removes_its_collection(service: Service, tm
         text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # a background shell ignores it
     )
-    until(lambda: service.http.get("/jobs").json()[0]["collection"].startswith("eval-big") and made(service), 60)
+    until(lambda: is_filling(service), 60)
     process.send_signal(number)
     _, said = process.communicate(timeout=60)
     assert process.returncode not in {0, -number}, said

@@ -220,7 +220,8 @@ def test_a_run_tells_how_far_it_is_logs_it_and_calls_the_callers_callbacks(
     assert all(one.steps == 4 for one in training)
     assert training[-1].eval_loss is not None
     assert training[-1].tokens_per_second
-    assert training[0].seconds_left
+    assert training[0].seconds_left is not None
+    assert training[-1].seconds_left == 0
     log = [json.loads(line) for line in (tmp_path / "out/log.jsonl").read_text().splitlines()]
     assert [one["loss"] for one in log if "loss" in one] == curve(tmp_path / "out")
     assert manifest.metrics["tokens"] == log[-1]["num_input_tokens_seen"] > 0

@@ -1,4 +1,4 @@
-"""The whole line on the real engine with the bundled model: answers, their citations, hang-ups, a killed engine."""
+"""The whole line on the real engine with the bundled model: answers, citations, hang-ups, a killed engine, a tuned adapter."""
 
 import json
 import signal
@@ -12,6 +12,7 @@ import httpx
 import psutil
 import pytest
 from service_fixtures import CHECKOUT, Service, events, is_ready, recorded, run_graft, until
+from tune_worker import rows, worker
 
 from service.owner import ProcessMark
 
@@ -159,6 +160,35 @@ def test_engine_killed_under_load_comes_back_by_itself(line: Service) -> None:
     assert all(int(reply.headers["retry-after"]) > 0 for reply in failed)
     assert all("engine" in reply.json()["detail"] for reply in failed)
     assert "graft_engine_restarts_total 1.0" in line.http.get("/metrics").text
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_from_a_request_to_answers_with_the_new_adapter(line: Service) -> None:
+    (line.home / "datasets").mkdir(exist_ok=True)
+    (line.home / "datasets" / "pumps.jsonl").write_text(rows(8))
+    body = {
+        "recipe": "sft-lora",
+        "data": "pumps",
+        "settings": ["max_steps=2", "held_out=0", "r=4", "learning_rate=1e-3", "logging_steps=1"],
+        "label": "pumps",
+        "activate": True,
+    }
+    identity = line.http.post("/tune", json=body).json()["job_id"]
+    with worker(line, "--once"):
+        done = line.wait(identity, 900)
+    assert done["state"] == "succeeded", done["error"]
+    name = done["result"]["adapter"]
+    try:
+        assert done["result"]["live"]
+        assert done["result"]["manifest"]["checked"]["passed"]
+        shown = line.http.get(f"/adapters/{name}").json()
+        assert (shown["live"], shown["checked"]) == (True, "passed")
+        answer = line.answer()
+        assert answer["adapter"] == name
+        assert answer["answer"]
+    finally:
+        line.http.post("/adapters/rollback", json={"to": "base"})
 
 
 def test_ctrl_c_leaves_no_process(line: Service) -> None:
