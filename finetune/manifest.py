@@ -11,7 +11,7 @@ from finetune.base_folder import revision, tokenizer_digest
 from finetune.curve import best_step
 from finetune.recipe import Recipe
 from finetune.run import Run, Trained
-from finetune.runs import settled
+from finetune.runs import parents_manifest, settled
 from finetune.schemas import Manifest, Row, Rows
 from ingest.catalog import now
 from ingest.language import detect
@@ -27,6 +27,7 @@ def manifest_of(run: Run, rows: Rows, trained: Trained, seconds: float) -> Manif
     base = read_base(str(run.base.absolute()), None)
     trainable, everything = methods.counts(trained.trainer.model)
     used = (*run.learn.rows, *run.held_out.rows)
+    before = parents_manifest(run.recipe)  # the weights hold what they were trained on then, too
     why_not = methods.why_not_servable(run.recipe.trained)
     return Manifest(
         created_at=now(),
@@ -38,10 +39,12 @@ def manifest_of(run: Run, rows: Rows, trained: Trained, seconds: float) -> Manif
         data_digest=rows.digest,
         rows=len(run.learn.rows) - trained.left_out,
         held_out_rows=len(run.held_out.rows),
-        documents=tuple(sorted({one for row in used for one in row.source.documents})),
-        acl=who_may_see(used),
-        prompt_version=rows.prompt_version,
-        languages=languages_of(used),
+        documents=tuple(
+            sorted({one for row in used for one in row.source.documents}.union(before.documents if before else ()))
+        ),
+        acl=who_may_see(used, [before.acl] if before else []),
+        prompt_version=rows.prompt_version or (before.prompt_version if before else None),
+        languages=tuple(dict.fromkeys((*languages_of(used), *(before.languages if before else ())))),
         base=base.identity,
         base_revision=revision(run.base),
         parent=_parent(run.recipe),
@@ -58,9 +61,11 @@ def manifest_of(run: Run, rows: Rows, trained: Trained, seconds: float) -> Manif
     )
 
 
-def who_may_see(rows: Sequence[Row]) -> tuple[str, ...] | None:
-    """-> the groups that may see every row; None where all may. Weights can say what they were trained on."""
-    groups = [set(row.source.acl) for row in rows if row.source.acl is not None]
+def who_may_see(rows: Sequence[Row], more: Sequence[tuple[str, ...] | None] = ()) -> tuple[str, ...] | None:
+    """-> the groups that may see every row, and are in each of `more`; None where all may. Weights can say what they were
+    trained on.
+    """
+    groups = [set(one) for one in (*(row.source.acl for row in rows), *more) if one is not None]
     return tuple(sorted(set.intersection(*groups))) if groups else None
 
 

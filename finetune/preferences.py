@@ -10,6 +10,7 @@ from service.refusal import is_refusal, refusal
 
 _NUMBER = re.compile(r"\d[\d,.]*\d|\d")
 _NAME = re.compile(r"(?:[A-Z][\w’'-]+(?: (?:of|the|and|de) (?=[A-Z]))?[ ]?){1,4}")
+_DECIDED = re.compile(r"(?:is|are|was|were|do|does|did|can|could|should|will|would|has|have|had)\b", re.I)
 _PASSAGE = re.compile(r"^\[(\d{1,3})\] (.*?)(?=\n\n\[\d|\n\nQuestion: )", re.M | re.S)
 
 
@@ -45,8 +46,9 @@ def _rejected(row: SftRow, chance: random.Random) -> Iterator[tuple[str, str]]:
         return
     if is_refusal(said):
         for n, text in chance.sample(sorted(passages.items()), len(passages)):
-            if span := _span(text, "", question, chance):
-                yield "unsupported", f"{span} [{n}]"
+            words = chance.choice(("Yes", "No")) if _DECIDED.match(question) else _span(text, "", question, chance)
+            if words:
+                yield "unsupported", f"{words} [{n}]"
                 return
         return
     answer, cited = plain(said), markers(said)

@@ -65,7 +65,9 @@ class Trained(Frozen):
 
 
 class Data(Frozen):
-    """`held_out`: share of the rows that stops the training early, drawn by document where rows name them."""
+    """`held_out`: share of the rows that stops the training early, drawn by document where rows name them. `max_rows`: so many,
+    drawn by the seed.
+    """
 
     data: Path | None = None
     eval_data: Path | None = None

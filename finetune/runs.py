@@ -42,6 +42,12 @@ def read_manifest(out: Path) -> Manifest:
         raise InvalidError(f"{str(out / MANIFEST)!r} is not what `graft tune` writes: {error}") from error
 
 
+def parents_manifest(recipe: Recipe) -> Manifest | None:
+    """That of the adapter which a run goes on from; None where there is none, or another tool made it. Raises InvalidError."""
+    parent = recipe.trained.parent
+    return read_manifest(parent) if parent is not None and (parent / MANIFEST).is_file() else None
+
+
 def processes() -> int:
     """How many train together, as a launcher says it."""
     return int(os.environ.get("WORLD_SIZE", "1"))

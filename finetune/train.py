@@ -6,6 +6,7 @@ themselves are `sft`, `dpo` and `kto`. Light until `train` runs: the training st
 
 import importlib.util
 import logging
+import random
 import signal
 import threading
 import time
@@ -60,6 +61,7 @@ def train(
     """
     require_stack()
     refuse_unknown(recipe)
+    runs.parents_manifest(recipe)  # one that cannot be read is said now, not when all is trained
     _quiet()
     started = time.perf_counter()
     base, (everything, learn, held_out) = find_base(recipe.model.base, models), data or read_data(recipe)
@@ -91,7 +93,9 @@ def read_data(recipe: Recipe) -> Split:
     everything = read_rows(recipe.data.data, recipe.method)
     most = recipe.data.max_rows
     if most is not None and most < len(everything.rows):
-        rows, places = everything.rows[:most], everything.places[:most]
+        drawn = sorted(random.Random(recipe.seed).sample(range(len(everything.rows)), most))  # files go by subject
+        rows = [everything.rows[at] for at in drawn]
+        places = [everything.places[at] for at in drawn] if everything.places else []
         everything = rows_of(rows, places, everything.name, everything.prompt_version)
     if recipe.data.eval_data is not None:
         learn, held_out = everything, read_rows(recipe.data.eval_data, recipe.method)

@@ -239,6 +239,12 @@ def test_pairs_prefer_what_is_right_and_cited(rows: tuple[SftRow, ...]) -> None:
     assert preference_rows(rows, seed=2) == pairs
 
 
+def test_a_yes_or_no_without_support_is_what_a_refusal_is_preferred_to() -> None:
+    asked = row("Does it pump?", "[1] The Heron lifts water.", REFUSAL)
+    (pair,) = preference_rows([asked], seed=2)
+    assert pair.rejected[0].content in {"Yes [1]", "No [1]"}
+
+
 def test_the_commands_lead_from_questions_to_rows_and_pairs(
     started: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -49,7 +49,11 @@ def test_whole_weights_are_compared_with_a_copy_of_what_they_were(base: Path, ro
 
 def test_a_run_that_goes_on_from_an_adapter_is_compared_with_it(base: Path, rows: Path, tmp_path: Path) -> None:
     taught = write_rows(tmp_path / "sft.jsonl", "sft")
-    tune(recipe("sft-lora", taught, base, *SHORT), tmp_path / "parent")
+    before = tune(recipe("sft-lora", taught, base, *SHORT), tmp_path / "parent")
+    limited = before.model_copy(
+        update={"acl": ("engineers",), "documents": ("secret.md",), "prompt_version": "tuned-1"}
+    )
+    (tmp_path / "parent/manifest.json").write_text(limited.model_dump_json())
     parent = f"parent={json.dumps(str(tmp_path / 'parent'))}"
     manifest = tune(recipe("dpo-lora", rows, base, *SHORT, parent), tmp_path / "out")
     assert curve(tmp_path / "out")[0] == pytest.approx(
@@ -57,4 +61,7 @@ def test_a_run_that_goes_on_from_an_adapter_is_compared_with_it(base: Path, rows
     )  # the bare base as reference would give less
     assert curve(tmp_path / "out", "rewards/margins")[-1] > 0.5
     assert str(manifest.parent).startswith("parent@")
+    assert manifest.acl == ("engineers",)  # what it was trained on before is in the weights still
+    assert "secret.md" in manifest.documents
+    assert manifest.prompt_version == "tuned-1"
     assert not (tmp_path / "out/ref").exists()

@@ -12,10 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eval.schemas import Document
+from finetune.recipe import read_recipe, with_settings
 from finetune.rows import line_of, read_rows, split_rows, write_rows
 from finetune.rows_lines import rows_of
 from finetune.rows_questions import hit
 from finetune.schemas import KtoRow, Message, Method, PreferenceRow, Provenance, Row, SftRow
+from finetune.train import read_data
 from ingest.errors import InvalidError
 from service.prompt import CURRENT, build
 from service.refusal import REFUSAL
@@ -473,3 +475,18 @@ def test_no_document_is_on_both_sides(asked: list[tuple[int, list[int]]], share:
 
 def _documents(rows: Sequence[Row]) -> set[str]:
     return {one for row in rows for one in row.source.documents}
+
+
+def test_fewer_rows_are_drawn_from_all_of_the_file_by_the_seed(tmp_path: Path) -> None:
+    """A file goes by subject: its first rows are of one."""
+    rows = [SftRow(prompt=(user(f"Part {n}?"),), completion=(said(),)) for n in range(100)]
+    write_rows(rows, tmp_path / "rows.jsonl")
+    asked = ["max_rows=20", "held_out=0", "seed=3"]
+    recipe = read_recipe("sft-lora", [f'data="{tmp_path}/rows.jsonl"', *asked])
+    drawn = read_data(recipe)
+    numbers = [int(place.rpartition(":")[2]) for place in drawn.learn.places]
+    assert len(drawn.learn.rows) == 20
+    assert numbers == sorted(numbers)
+    assert max(numbers) > 60
+    assert read_data(recipe) == drawn
+    assert read_data(with_settings(recipe, ["seed=4"])) != drawn
