@@ -33,7 +33,7 @@ bench-quality: machine service dev engine models
 
 # What training costs by method, and beside a plain TRL script.
 bench-tune: machine service dev train engine models
-	.venv/bin/python -m benchmarks tune_methods tune_speed tune_answers $(if $(DATA),--data "$(DATA)") $(if $(SCRATCH),--scratch "$(SCRATCH)")
+	.venv/bin/python -m benchmarks tune_methods tune_speed tune_answers tune_preferences $(if $(DATA),--data "$(DATA)") $(if $(SCRATCH),--scratch "$(SCRATCH)")
 
 machine:
 	@$(PYTHON) -I service/machine.py

@@ -38,6 +38,7 @@ from benchmarks import (
     sync_unchanged,
     tune_answers,
     tune_methods,
+    tune_preferences,
     tune_speed,
 )
 from benchmarks.report import Options, Row, machine, say, skipped, table
@@ -66,6 +67,7 @@ BENCHMARKS: dict[str, Callable[[Options], list[Row]]] = {
     "adapter_swap": adapter_swap.run,
     "adapter_limits": adapter_limits.run,
     "tune_answers": tune_answers.run,
+    "tune_preferences": tune_preferences.run,
     "tune_methods": tune_methods.run,
     "tune_speed": tune_speed.run,
 }

@@ -66,11 +66,12 @@ def serving(home: Path, roots: list[Path], llm_url: str | None = None) -> Iterat
 
 @contextmanager
 def with_engine(home: Path, **settings: str) -> Iterator[str]:
-    """`graft up --ingest examples` with its engine, as `make run` starts it. -> its URL, once it is ready."""
+    """`graft up --ingest examples` with its engine, without the adapter that comes with it. -> its URL, once it is ready."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    environment = {**os.environ, "GRAFT_HOME": str(home), "SERVICE_PORT": str(port), **settings}
+    bare = {"SERVICE_BUNDLED_ADAPTERS": ""}
+    environment = {**os.environ, **bare, "GRAFT_HOME": str(home), "SERVICE_PORT": str(port), **settings}
     command = [sys.executable, "-c", "from service.cli import main; main()", "up", "--ingest", "examples"]
     process = subprocess.Popen(command, cwd=CHECKOUT, env=environment, stdin=subprocess.DEVNULL, stdout=sys.stderr)
     url = f"http://127.0.0.1:{port}"

@@ -1,22 +1,24 @@
 """What fine-tuning is worth: rows from public sets, an adapter of an hour, and answers to held-out questions through `/query`.
 
 Every step is a command that a user would give, and is kept in the scratch folder: what is there is not done again. The untuned
-model answers with the same passages, once as the product asks it and by each of several few-shot prompts for short answers; then
-its answers are also shortened by each of several rules. Its best prompt and rule are chosen on the held-out questions themselves.
+model answers with the same passages, once as the product serves it and by few-shot prompts for short answers, there through an
+adapter of zeros: its own words, neither checked nor quoted. Several prompts and rules for shortening are tried on a part of the
+held-out questions; the best prompt as it is and the best with a rule then answer all of them.
 Needs --data; `--quick` trains for 4 steps and asks 4 questions a set.
 """
 
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from benchmarks.report import Options, Row, say, shown, skipped
+from benchmarks.report import Options, Row, at_least, at_most, say, shown, skipped
 from benchmarks.service_process import with_engine
-from eval.answer_metrics import plain, token_f1
+from eval.answer_metrics import contains, markers, plain, token_f1
 from eval.cases import read_dataset
 from eval.compare import read_run
 from eval.resample import compared
@@ -32,7 +34,7 @@ SETS = {
     "COVID-QA": "covid_qa/200423_covidQA.json",
     "PubMedQA": "pubmedqa_cv/pubmedqa_l_non_test_500.json",
 }
-SAMPLE = 110  # questions a set
+SAMPLE, TRIED = 110, 40  # questions a set: that are answered, that each prompt is tried on
 SPAN_SETS = tuple(SETS)[:3]  # scored by F1
 HEADER = """passages = 3
 guard = true
@@ -88,27 +90,30 @@ def run(options: Options) -> list[Row]:
     scratch.mkdir(parents=True, exist_ok=True)
     sample = 4 if options.quick else SAMPLE
     _rows(scratch, files)
-    adapter = _tuned(scratch, options.quick)
-    home = scratch / "home"
-    with with_engine(home, SERVICE_ADAPTER_ROOTS=str(scratch)) as url, Client(url) as client:
+    adapter = exported(_tuned(scratch, options.quick))
+    tried = 4 if options.quick else TRIED
+    settings = {"SERVICE_ADAPTER_ROOTS": str(scratch), "SERVICE_MAX_TOKENS": "96"}
+    with with_engine(scratch / "home", **settings) as url, Client(url) as client:
         graft(["check", str(adapter)], url)
-        name = _registered(client, adapter)
-        for prompt, source in few_shot().items():
-            client.put_prompt(prompt, PromptRequest(template=source))
+        name, zeros = registered(client, adapter), registered(client, _zeros(scratch / "zeros", scratch / "answers"))
         runs = {one: _asked(client, url, scratch, one, name, sample) for one in SETS}
         runs["missing"] = _asked_without(client, url, scratch, name, sample)
-    return [*_rows_of(runs), *_rows_of_missing(runs["missing"])]
+        best = _few_shot(client, url, scratch, zeros, tried)
+        for one in SPAN_SETS:
+            for prompt in dict.fromkeys(best[:2]):
+                runs[one][prompt] = _prompted(client, url, scratch, one, zeros, prompt, sample)
+    return [*_rows_of(runs, best), *_rows_of_missing(runs["missing"])]
 
 
 def few_shot() -> dict[str, str]:
     """-> by name, the prompts that the untuned model is tried with."""
     found = {}
     for way, system in INSTRUCTIONS.items():
-        for count in (0, 2, 4):
+        for count, said in ((0, "none"), (2, "two"), (4, "four")):
             source = HEADER.format(system=system, ending="" if way == "plain" else "\nAnswer:")
-            for asked, said in EXAMPLES[:count]:
-                source += f"\n[[all.examples]]\nuser = {json.dumps(asked)}\nassistant = {json.dumps(said)}\n"
-            found[f"short-{way}-{count}"] = source
+            for asked, answered in EXAMPLES[:count]:
+                source += f"\n[[all.examples]]\nuser = {json.dumps(asked)}\nassistant = {json.dumps(answered)}\n"
+            found[f"short-{way}-{said}"] = source
     return found
 
 
@@ -118,45 +123,89 @@ def _rows(scratch: Path, files: dict[str, Path]) -> None:
         if not (folder / "held-out.json").exists():
             say(f"splitting {name}")
             graft(["dataset", "split", str(file), "--out", str(folder)])
-    rows = scratch / "rows.jsonl"
-    if not rows.exists():
-        say("making rows")
-        held = [part for name in files for part in ("--held-out", str(scratch / name / "held-out.json"))]
-        learn = [str(scratch / name / "learn.json") for name in files]
-        graft(["dataset", "raft", *learn, *held, "--out", str(rows)], GRAFT_HOME=str(scratch / "rows-home"))
+    held = [part for name in files for part in ("--held-out", str(scratch / name / "held-out.json"))]
+    learn = [str(scratch / name / "learn.json") for name in files]
+    for rows, mix in (("rows", ["--refusals", "0.2"]), ("rows-2", ["--refusals", "0.06", "--seed", "18"])):
+        if not (scratch / f"{rows}.jsonl").exists():
+            say(f"making {rows}")
+            made = ["dataset", "raft", *learn, *held, *mix, "--out", str(scratch / f"{rows}.jsonl")]
+            graft(made, GRAFT_HOME=str(scratch / "rows-home"))
 
 
 def _tuned(scratch: Path, quick: bool) -> Path:
-    adapter = scratch / "answers"
-    if not (adapter / "manifest.json").exists():
-        say("training")
-        more = ["--set", "max_steps=4"] if quick else []
-        graft(["tune", "raft-lora", "--data", str(scratch / "rows.jsonl"), "--out", str(adapter), *more])
-    return adapter
+    """First what answers are and when there is none; then fewer refusals, which it gives too readily by then."""
+    first, second = scratch / "answers", scratch / "answers-2"
+    on = [f"parent={first}", "learning_rate=5e-4", "max_rows=960"]
+    for out, rows, given in ((first, "rows", []), (second, "rows-2", on)):
+        if not (out / "manifest.json").exists():
+            say(f"training {out.name}")
+            more = [part for one in [*given, *(["max_steps=4"] if quick else [])] for part in ("--set", one)]
+            graft(["tune", "raft-lora", "--data", str(scratch / f"{rows}.jsonl"), "--out", str(out), *more])
+    return second
 
 
-def _registered(client: Client, adapter: Path) -> str:
+def exported(adapter: Path) -> Path:
+    """-> the adapter as it may be served: below 6 MB, in the engine's own precision."""
+    to = adapter.with_name(f"{adapter.name}-served")
+    if not (to / "manifest.json").exists():
+        graft(["export", str(adapter), "--as", "lora", "--dtype", "bfloat16", "--out", str(to)])
+    return to
+
+
+def registered(client: Client, adapter: Path) -> str:
     from service.schemas import RegisterRequest
 
-    return client.register_adapter(RegisterRequest(path=str(adapter), label="answers")).name
+    return client.register_adapter(RegisterRequest(path=str(adapter), label=adapter.name)).name
+
+
+def _zeros(to: Path, like: Path) -> Path:
+    """A LoRA that changes nothing: what the engine says with it are the base's own words."""
+    from safetensors.numpy import load_file, save_file
+
+    to.mkdir(exist_ok=True)
+    save_file(
+        {key: value * 0 for key, value in load_file(like / "adapter_model.safetensors").items()},
+        to / "adapter_model.safetensors",
+    )
+    shutil.copy(like / "adapter_config.json", to)
+    return to
 
 
 def _asked(client: Client, url: str, scratch: Path, name: str, adapter: str, sample: int) -> dict[str, AnswersRun]:
-    """-> the runs by who answered: "tuned", "tuned, none", "tuned, wrong", "untuned" and each few-shot prompt."""
+    """-> the runs by who answered: "tuned", "tuned, none", "tuned, wrong", and "as served" of the base."""
     folder = scratch / name
     held = str(folder / "held-out.json")
-    first = _answers(url, folder / "tuned.json", held, sample, "--adapter", adapter, "--keep")
+    first = answers(url, folder / "tuned.json", held, sample, "--adapter", adapter, "--keep")
     collection = str(first.configuration["collection"])
     found = {"tuned": first}
     for control in ("none", "wrong"):
         given: tuple[str, ...] = ("--adapter", adapter, "--collection", collection, "--control", control)
-        found[f"tuned, {control}"] = _answers(url, folder / f"tuned-{control}.json", held, sample, *given)
-    for prompt in ("auto", *few_shot()):
-        client.put_collection(collection, CollectionSettings(prompt=prompt))
-        given = ("--adapter", "base", "--collection", collection)
-        found[prompt] = _answers(url, folder / f"{prompt}.json", held, sample, *given)
-    client.put_collection(collection, CollectionSettings(prompt="auto"))
-    return found
+        found[f"tuned, {control}"] = answers(url, folder / f"tuned-{control}.json", held, sample, *given)
+    given = ("--adapter", "base", "--collection", collection)
+    return found | {"as served": answers(url, folder / "as-served.json", held, sample, *given)}
+
+
+def _few_shot(client: Client, url: str, scratch: Path, zeros: str, sample: int) -> tuple[str, str, str]:
+    """-> the prompt that is best as it is, the best with a rule, and that rule; each tried on a part of the questions."""
+    scores: dict[tuple[str, str], float] = {}
+    for prompt, source in few_shot().items():
+        client.put_prompt(prompt, PromptRequest(template=source))
+        runs = [_prompted(client, url, scratch, name, zeros, prompt, sample, "tried") for name in SPAN_SETS]
+        cases = [case for run in runs for case in run.cases]
+        scores |= {(prompt, rule): sum(f1(case, RULES[rule]) for case in cases) / len(cases) for rule in RULES}
+    for (prompt, rule), score in sorted(scores.items(), key=lambda one: -one[1]):
+        say(f"tried {prompt}, {rule}: F1 {score:.3f}")
+    plain_best = max(few_shot(), key=lambda prompt: scores[prompt, "as it is"])
+    return plain_best, *max(scores, key=lambda one: scores[one])
+
+
+def _prompted(
+    client: Client, url: str, scratch: Path, name: str, zeros: str, prompt: str, sample: int, kind: str = "asked"
+) -> AnswersRun:
+    collection = str(answers_of(scratch / name / "tuned.json").configuration["collection"])
+    client.put_collection(collection, CollectionSettings(prompt=prompt))
+    held, to = str(scratch / name / "held-out.json"), scratch / name / f"{kind}-{prompt}.json"
+    return answers(url, to, held, sample, "--adapter", zeros, "--collection", collection)
 
 
 def _asked_without(client: Client, url: str, scratch: Path, adapter: str, sample: int) -> dict[str, AnswersRun]:
@@ -166,7 +215,7 @@ def _asked_without(client: Client, url: str, scratch: Path, adapter: str, sample
         file = scratch / name / "missing.json"
         if not file.exists():
             file.write_text(missing(read_dataset(scratch / name / "held-out.json")).model_dump_json())
-        found[name] = _answers(url, scratch / name / "tuned-missing.json", str(file), sample, "--adapter", adapter)
+        found[name] = answers(url, scratch / name / "tuned-missing.json", str(file), sample, "--adapter", adapter)
     return found
 
 
@@ -177,11 +226,15 @@ def missing(held: DataSet) -> DataSet:
     return DataSet(name=f"{held.name}/missing", documents=there.documents, cases=cases)
 
 
-def _answers(url: str, to: Path, file: str, sample: int, *more: str) -> AnswersRun:
+def answers(url: str, to: Path, file: str, sample: int, *more: str) -> AnswersRun:
     if not to.exists():
         say(f"asking: {to.parent.name}, {to.stem}")
         graft(["eval", "answers", file, "--sample", str(sample), "--json", str(to), *more], url)
-    run = read_run(to)
+    return answers_of(to)
+
+
+def answers_of(file: Path) -> AnswersRun:
+    run = read_run(file)
     assert isinstance(run, AnswersRun)
     return run
 
@@ -192,63 +245,79 @@ def graft(arguments: Sequence[str], url: str | None = None, **settings: str) -> 
     subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, stdout=sys.stderr, check=True)
 
 
-def _f1(case: AnswerCase, rule: Callable[[str], str] = RULES["as it is"]) -> float:
+def f1(case: AnswerCase, rule: Callable[[str], str] = RULES["as it is"]) -> float:
     return 0.0 if case.refused else token_f1(rule(plain(case.answer)), case.case.answers)
 
 
-def _rows_of(runs: dict[str, dict[str, AnswersRun]]) -> list[Row]:
+def _rows_of(runs: dict[str, dict[str, AnswersRun]], best: tuple[str, str, str]) -> list[Row]:
     rows = []
-    untuned = [one for one in runs[SPAN_SETS[0]] if not one.startswith("tuned")]
+    prompt = best[0]
     cases = {who: [case for name in SPAN_SETS for case in runs[name][who].cases] for who in runs[SPAN_SETS[0]]}
-    scores = {who: [_f1(case) for case in cases[who]] for who in cases}
-    best = max(untuned, key=lambda who: sum(scores[who]))
-    rule = max(RULES, key=lambda one: max(sum(_f1(case, RULES[one]) for case in cases[who]) for who in untuned))
-    shortest = max(untuned, key=lambda who: sum(_f1(case, RULES[rule]) for case in cases[who]))
+    scores = {who: [f1(case) for case in cases[who]] for who in cases}
     ids = [case.case.id for case in cases["tuned"]]
+    untuned = [who for who in cases if not who.startswith("tuned")]
+    rated = {(who, rule): [f1(case, RULES[rule]) for case in cases[who]] for who in untuned for rule in RULES}
+    shortened, rule = max(rated, key=lambda one: sum(rated[one]))
+    documents = [min(case.case.relevant, default=case.case.id) for case in cases["tuned"]]
     for who in cases:
-        rows.append(shown(f"F1, {who}", _mean(scores[who]), "", f"{len(ids)} questions of {', '.join(SPAN_SETS)}"))
-    for said, before in (
-        (f"over the best prompt ({best})", scores[best]),
-        (f"over the best rule ({rule}, {shortest})", [_f1(case, RULES[rule]) for case in cases[shortest]]),
+        rows.append(shown(f"F1, {who}", mean(scores[who]), "", f"{len(ids)} questions of {', '.join(SPAN_SETS)}"))
+    for said, bar, before in (
+        (f"over the best prompt ({prompt})", 0.25, scores[prompt]),
+        (f"over the best rule ({rule}, {shortened})", 0.15, rated[shortened, rule]),
     ):
-        found = compared("f1", ids, before, scores["tuned"], 0)
-        rows.append(
-            shown(
-                f"F1 gained {said}",
-                round(found.difference, 3),
-                "",
-                f"[{found.low:.3f}, {found.high:.3f}], p {found.p:.4f}",
-            )
-        )
+        found = compared("f1", ids, before, scores["tuned"], 0, documents)
+        note = f"[{found.low:.3f}, {found.high:.3f}], p {found.p:.4f}"
+        rows.append(at_least(f"F1 gained {said}", round(found.difference, 3), "", bar, note))
     for name, of in runs.items():
         if name in SETS:
-            tuned, bare = of["tuned"].metrics, of[best].metrics
+            tuned, bare = of["tuned"].metrics, of["as served"].metrics
             main = "f1" if name in SPAN_SETS else "accuracy"
             others = ", ".join(f"{one} {value:.3f}" for one, value in sorted(tuned.items()) if one != main)
-            title = f"{main}, {name}, tuned (untuned {bare.get(main, 0):.3f})"
+            title = f"{main}, {name}, tuned (untuned, as served {bare.get(main, 0):.3f})"
             rows.append(shown(title, round(tuned.get(main, 0), 3), "", others))
-    rows += _positions([case for name in SPAN_SETS for case in runs[name]["tuned"].cases])
-    return rows
+    rows += _parts(cases["tuned"], scores[prompt], rated[shortened, rule])
+    return rows + _positions(cases["tuned"])
+
+
+def _parts(tuned: Sequence[AnswerCase], before: Sequence[float], short: Sequence[float]) -> list[Row]:
+    """The gain as a sum: what shortening alone gives; what is beyond it where the adapter answers, and where it refuses."""
+    form = sum(short) - sum(before)
+    said = sum(f1(case) - one for case, one in zip(tuned, short, strict=True) if not case.refused)
+    left = sum(-one for case, one in zip(tuned, short, strict=True) if case.refused)
+    parts = {"form": form, "grounding": said, "abstention": left}
+    return [shown(f"F1 gained by {name}", round(value / len(tuned), 3), "", "") for name, value in parts.items()]
 
 
 def _positions(cases: Sequence[AnswerCase]) -> list[Row]:
-    """Of the answers whose gold passage was in the prompt: how many cite it, by where it stood."""
+    """Where the gold passage was in the prompt: how many answers cite it, by where it stood, and how many refuse."""
     by_rank: dict[int, list[float]] = {}
+    refused = []
     for case in cases:
-        shown_ = [one for one in case.passages if one.in_prompt]
-        ranks = [n for n, one in enumerate(shown_, 1) if one.document in case.case.relevant]
-        if ranks and not case.refused:
-            by_rank.setdefault(ranks[0], []).append(float(case.scores.get("gold_citation", 0) > 0))
+        gold = gold_passages(case)
+        if gold:
+            refused.append(case.refused)
+        if gold and not case.refused:
+            by_rank.setdefault(gold[0], []).append(float(bool({*gold} & {*markers(case.answer)})))
     return [
-        shown(f"gold passage cited, where it is passage {rank}", _mean(values), "", f"{len(values)} answers")
-        for rank, values in sorted(by_rank.items())
+        *(
+            at_least(f"gold passage cited, where it is passage {rank}", mean(values), "", 0.8, f"{len(values)} answers")
+            for rank, values in sorted(by_rank.items())
+        ),
+        at_most("refused, though the gold passage is there", mean(refused), "", 0.1, f"{len(refused)} questions"),
     ]
+
+
+def gold_passages(case: AnswerCase) -> list[int]:
+    """-> the numbers of the passages in the prompt that are of a relevant document and hold a gold answer's words."""
+    there = [one for one in case.passages if one.in_prompt]
+    right = [n for n, one in enumerate(there, 1) if one.document in case.case.relevant]
+    return [n for n in right if contains(there[n - 1].text, case.case.answers)]
 
 
 def _rows_of_missing(runs: dict[str, AnswersRun]) -> list[Row]:
     refused = [case.refused for run in runs.values() for case in run.cases]
-    return [shown("refused, where the passage is missing", _mean(refused), "", f"{len(refused)} questions")]
+    return [at_least("refused, where the passage is missing", mean(refused), "", 0.7, f"{len(refused)} questions")]
 
 
-def _mean(values: Sequence[float]) -> float:
+def mean(values: Sequence[float]) -> float:
     return round(sum(values) / max(1, len(values)), 3)

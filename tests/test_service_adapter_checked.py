@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from service_fixtures import (
     BUNDLED,
+    CHECKOUT,
     RESOLVER_FOLDERS,
     Service,
     WireEngine,
@@ -24,12 +25,13 @@ from sqlalchemy import Engine
 
 from ingest import db
 from ingest.catalog import now
-from service.adapter_serving import AdapterServing
+from service.adapter_rows import standing
+from service.adapter_serving import AdapterServing, bundled_for
 from service.adapters import ALL, PRODUCT, Registry
 from service.base_model import BaseModel, read_base
 from service.generate import Generator
 from service.metrics import Metrics
-from service.preflight import digest_of
+from service.preflight import Limits, digest_of, take_in
 from service.schemas import Checked
 from service.settings import ServiceSettings
 
@@ -271,3 +273,13 @@ def test_graft_up_makes_it_live_and_a_rollback_stands(tmp_path: Path, wire: Wire
         until(lambda: is_ready(service), 120)
         assert not any(one["live"] for one in service.http.get("/adapters").json())
     assert f"adapter: {one['name']} answers" in (tmp_path / "home.output").read_text()
+
+
+def test_the_adapter_that_comes_with_the_product_has_passed_as_it_is(base: BaseModel, tmp_path: Path) -> None:
+    """A check is of these very weights: after any change of them `graft check` has to be run again."""
+    folder = bundled_for(CHECKOUT / "deploy/adapters", base.identity)
+    assert folder is not None
+    assert (folder / "adapter_model.safetensors").stat().st_size < 6_000_000
+    found = take_in(folder, tmp_path, base, Limits((folder.parent,), 64, 100))
+    assert standing(found.manifest, found.digest) == "passed"
+    assert "CC BY-SA 4.0" in (folder / "README.md").read_text()
