@@ -120,12 +120,12 @@ def _with(recipe: "Recipe", data: Path | None, eval_data: Path | None, base: str
 def _report(recipe: "Recipe", data: "Split", base: Path, share: float) -> None:
     """What the rows are like, and the memory that the run will take. Raises UnavailableError where it is not free."""
     from finetune.hardware import free_memory
-    from finetune.memory import check_fits, estimate
+    from finetune.memory import MAX_LENGTH, check_fits, estimate
     from finetune.row_report import report, show
     from ingest.model_files import read_tokenizer
     from service.base_model import chat_template
 
-    most = recipe.training.get("max_length", 1024)
+    most = recipe.whole("max_length", MAX_LENGTH)
     show(report(data.learn, data.held_out, read_tokenizer(base), most, chat_template(base)))
     estimated = estimate(recipe, base, data.learn)
     out.print(escape(str(estimated)))

@@ -69,7 +69,7 @@ def estimate(
     it. `gpu`: where it will run, else as this machine has one. Raises InvalidError when config.json says too little.
     """
     shape, gpu = read_shape(base), has_gpu() if gpu is None else gpu
-    most = recipe.training.get("max_length", MAX_LENGTH)
+    most = recipe.whole("max_length", MAX_LENGTH)
     if rows is not None and longest is None:
         longest, answer = _longest(rows, base)
     length = min(longest or most or MAX_LENGTH, most or longest or MAX_LENGTH)
@@ -97,7 +97,7 @@ def advice(recipe: Recipe, estimated: Estimate | None = None) -> str:
     training, trained, says = recipe.training, recipe.trained, []
     activations = estimated is None or estimated.activations * 4 > estimated.bytes
     if activations and (batch := _batch(recipe)) > (2 if recipe.method == "kto" else 1):
-        steps = int(training.get("gradient_accumulation_steps", 1))
+        steps = recipe.whole("gradient_accumulation_steps", 1)
         less = max(batch // 2, 2 if recipe.method == "kto" else 1)
         says.append(
             f"smaller batches with as many rows a step (--set per_device_train_batch_size={less} "
@@ -106,7 +106,7 @@ def advice(recipe: Recipe, estimated: Estimate | None = None) -> str:
     if activations and not training.get("gradient_checkpointing"):
         says.append("activations computed twice (--set gradient_checkpointing=true)")
     if activations:
-        most = int(training.get("max_length") or MAX_LENGTH)
+        most = recipe.whole("max_length", MAX_LENGTH)
         says.append(f"shorter rows (--set max_length={max(most // 2, 64)}: longer ones are left out)")
     if trained.weights in {"full", "layers"}:
         says.append("a LoRA in place of whole weights (the recipes sft-lora, dpo-lora, kto-lora)")
@@ -245,7 +245,7 @@ def _size(recipe: Recipe, gpu: bool) -> int:
 
 
 def _batch(recipe: Recipe) -> int:
-    return int(recipe.training.get("per_device_train_batch_size", 8))
+    return recipe.whole("per_device_train_batch_size", 8)
 
 
 def _longest(rows: Rows, base: Path) -> tuple[int | None, int | None]:
