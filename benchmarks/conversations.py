@@ -14,7 +14,7 @@ from eval.schemas import RetrievalRun
 from ingest.errors import GraftError
 from ingest.settings import CHECKOUT
 from service.client import Client
-from service.schemas import IngestRequest
+from service.schemas_jobs import IngestRequest
 
 BAR = 0.9  # of the standalone form's recall@10
 LANGUAGES = ("en", "zh")

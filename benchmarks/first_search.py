@@ -10,7 +10,8 @@ from benchmarks.report import Options, Row, shown, skipped
 from benchmarks.service_process import serving
 from ingest.errors import GraftError
 from service.client import Client
-from service.schemas import IngestRequest, SearchRequest
+from service.schemas import SearchRequest
+from service.schemas_jobs import IngestRequest
 
 EVERY = 0.05  # seconds between two searches
 PAPERS, ABSTRACTS = 60, 360  # about 2,400 chunks, as in ingest_speed

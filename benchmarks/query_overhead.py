@@ -14,7 +14,7 @@ from benchmarks.report import Options, Row, at_most, percentile, say, shown
 from benchmarks.service_process import serving
 from ingest.settings import CHECKOUT
 from service.client import Client
-from service.schemas import IngestRequest
+from service.schemas_jobs import IngestRequest
 
 P99_MS = 6.0
 QUESTIONS = (

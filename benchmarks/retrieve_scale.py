@@ -27,7 +27,8 @@ from ingest.index_edge import EdgeIndex
 from ingest.schemas import Chunk, Chunking, Retrieval, chunk_id, document_id
 from ingest.settings import IngestSettings
 from service.client import Client
-from service.schemas import CollectionSettings, IngestRequest, SearchRequest
+from service.schemas import CollectionSettings, SearchRequest
+from service.schemas_jobs import IngestRequest
 
 BEYOND_MS, RECALL, BESIDE_INGEST = 25.0, 0.98, 3.0
 NOISE = 0.6  # length of the noise beside a vector of length 1: cosine .86 to the real one

@@ -153,7 +153,7 @@ def exported(adapter: Path) -> Path:
 
 
 def registered(client: Client, adapter: Path) -> str:
-    from service.schemas import RegisterRequest
+    from service.schemas_adapters import RegisterRequest
 
     return client.register_adapter(RegisterRequest(path=str(adapter), label=adapter.name)).name
 
@@ -240,7 +240,8 @@ def answers_of(file: Path) -> AnswersRun:
 
 
 def graft(arguments: Sequence[str], url: str | None = None, **settings: str) -> None:
-    environment = {**os.environ, **settings, **({"GRAFT_URL": url} if url else {})}
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("FINETUNE_", "SERVICE_", "GRAFT_"))}
+    environment = {**kept, **settings, **({"GRAFT_URL": url} if url else {})}
     command = [sys.executable, "-c", "from service.cli import main; main()", *arguments]
     subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, stdout=sys.stderr, check=True)
 
@@ -275,12 +276,14 @@ def _rows_of(runs: dict[str, dict[str, AnswersRun]], best: tuple[str, str, str])
             others = ", ".join(f"{one} {value:.3f}" for one, value in sorted(tuned.items()) if one != main)
             title = f"{main}, {name}, tuned (untuned, as served {bare.get(main, 0):.3f})"
             rows.append(shown(title, round(tuned.get(main, 0), 3), "", others))
-    rows += _parts(cases["tuned"], scores[prompt], rated[shortened, rule])
+    rows += _parts(cases["tuned"], scores[prompt], max((rated[prompt, one] for one in RULES), key=sum))
     return rows + _positions(cases["tuned"])
 
 
 def _parts(tuned: Sequence[AnswerCase], before: Sequence[float], short: Sequence[float]) -> list[Row]:
-    """The gain as a sum: what shortening alone gives; what is beyond it where the adapter answers, and where it refuses."""
+    """The gain over a prompt as a sum: what the best rule gives the same answers; what is beyond it where the adapter answers,
+    and where it refuses.
+    """
     form = sum(short) - sum(before)
     said = sum(f1(case) - one for case, one in zip(tuned, short, strict=True) if not case.refused)
     left = sum(-one for case, one in zip(tuned, short, strict=True) if case.refused)
@@ -316,7 +319,10 @@ def gold_passages(case: AnswerCase) -> list[int]:
 
 def _rows_of_missing(runs: dict[str, AnswersRun]) -> list[Row]:
     refused = [case.refused for run in runs.values() for case in run.cases]
-    return [at_least("refused, where the passage is missing", mean(refused), "", 0.7, f"{len(refused)} questions")]
+    note = ", ".join(f"{name} {mean([case.refused for case in run.cases]):.2f}" for name, run in runs.items())
+    return [
+        at_least("refused, where the passage is missing", mean(refused), "", 0.7, f"{len(refused)} questions; {note}")
+    ]
 
 
 def mean(values: Sequence[float]) -> float:

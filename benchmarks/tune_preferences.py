@@ -1,6 +1,6 @@
 """What a second stage is worth: DPO from the adapter of `tune_answers`, on pairs made of the same rows, asked the same questions.
 
-It goes on in that benchmark's scratch folder, so that must have run with the same --scratch. Needs --data.
+It goes on in that benchmark's scratch folder, so that must have run with the same --scratch.
 """
 
 from collections.abc import Sequence

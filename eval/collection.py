@@ -19,7 +19,8 @@ from eval.schemas import DataSet, Document
 from ingest.errors import ConflictError, GraftError, InvalidError, NotFoundError
 from ingest.schemas import Chunking, Frozen, Retrieval
 from service.client import ENDED, Client
-from service.schemas import CollectionSettings, CollectionView, DocumentView, Job
+from service.schemas import CollectionSettings, CollectionView, DocumentView
+from service.schemas_jobs import Job
 
 Kind = TypeVar("Kind", bound=BaseModel)
 Made = TypeVar("Made")

@@ -25,6 +25,10 @@ ELSEWHERE = {
     "report_to": "set FINETUNE_TRACKERS",
     "load_best_model_at_end": "set data.held_out",
     "resume_from_checkpoint": "give the same command again",
+    "restore_callback_states_from_checkpoint": "a run always goes on as it was",
+    "metric_for_best_model": "the best is the lowest loss on the held-out rows",
+    "greater_is_better": "the best is the lowest loss on the held-out rows",
+    "include_num_input_tokens_seen": "tokens are always counted",
     "push_to_hub": "nothing is uploaded",
     **dict.fromkeys(
         ("assistant_only_loss", "completion_only_loss", "chat_template_path", "dataset_text_field", "dataset_kwargs",

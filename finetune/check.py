@@ -27,7 +27,7 @@ from service.base_model import BaseModel, read_base
 from service.generate import AdapterLostError
 from service.preflight import MANIFEST, Limits, digest_of, take_in, write_config
 from service.prompt import CURRENT, Message, built_in_versions
-from service.schemas import Checked
+from service.schemas_adapters import Checked
 from service.settings import ServiceSettings
 
 BOUNDS = {"float32": 0.02, "bfloat16": 0.1, "float16": 0.1}  # mean absolute difference of log-probabilities

@@ -17,7 +17,7 @@ from service.cli_options import JsonOption, connected, ingest_settings, service_
 from service.client import Client
 from service.owner import find_owner
 from service.preflight import CONFIG
-from service.schemas import Checked
+from service.schemas_adapters import Checked
 from service.settings import ServiceSettings
 from service.show import err, escape, out, write_json
 

@@ -9,6 +9,7 @@ import typer
 from rich.progress import Progress
 
 from eval.cases import read_dataset
+from eval.cli_retrieval import check_writable, ended_by_signal
 from eval.collection import placed
 from eval.schemas import DataSet
 from finetune.frozen import Card, described, freeze, refuse_existing, sha256_of, without_leaks
@@ -32,10 +33,10 @@ def split(
 
     sides = split_dataset(read_dataset(questions), share, seed)
     out_folder.mkdir(parents=True, exist_ok=True)
-    for side, name in zip(sides, ("learn", "held-out"), strict=True):
-        file = out_folder / f"{name}.json"
-        if file.exists():
-            raise InvalidError(f"{str(file)!r} is there already: choose another folder")
+    files = [out_folder / f"{name}.json" for name in ("learn", "held-out")]
+    if there := [file for file in files if file.exists()]:
+        raise InvalidError(f"{str(there[0])!r} is there already: choose another folder")
+    for side, file in zip(sides, files, strict=True):
         file.write_text(side.model_dump_json(indent=1) + "\n")
         out.print(f"{file}: {len(side.cases)} questions, {len(side.documents)} documents", markup=False)
 
@@ -52,7 +53,7 @@ def raft(
     ] = None,
     prompt: Annotated[str, typer.Option(help="The version that the tuned model will be asked with.")] = "tuned-1",
     refusals: Annotated[
-        float, typer.Option(min=0, max=0.9, help="Share of rows whose passages lack the answer.")
+        float, typer.Option(min=0, max=0.5, help="Share of rows whose passages lack the answer.")
     ] = 0.2,
     words: Annotated[int, typer.Option(min=1, help="Of an answer, at most.")] = 40,
     tokens: Annotated[int, typer.Option(min=64, help="Of a prompt, at most.")] = 512,
@@ -68,21 +69,26 @@ def raft(
     from finetune.tokens import token_counter
 
     refuse_existing(to)
+    check_writable(to_json)
     mix = Mix(prompt=prompt, refusals=refusals, words=words, tokens=tokens, seed=seed)
     kept_out = [read_dataset(path) for path in held_out or ()]
     learned = [(path, read_dataset(path)) for path in questions]
     counter = token_counter(base or service_settings(None).model, ingest_settings().models)
     rows, left_out = list[SftRow](), Counter[str]()
-    with connected() as client, Progress(console=err, transient=True) as bar:
+    paths = frozenset(path for one in kept_out if not one.documents for case in one.cases for path in case.relevant)
+    with ended_by_signal(), connected() as client, Progress(console=err, transient=True) as bar:
         version = client.prompt(prompt)[-1]
         template = Template.of(version.source)
         for _, dataset in learned:
             tell = _teller(bar, dataset)
             with placed(client, dataset, collection=None if dataset.documents else collection) as place:
-                made = raft_rows(client, dataset, place, template, mix, counter, tell)
+                made = raft_rows(client, dataset, place, template, mix, counter, tell, paths)
             rows += made.rows
             left_out.update(made.left_out)
     clean, leaked = without_leaks(rows, kept_out)
+    if not clean:
+        why = "; ".join(f"{count}: {reason}" for reason, count in sorted((left_out + Counter(leaked)).items()))
+        raise InvalidError(f"no question gave a row ({why or 'there is none'})")
     card = freeze(
         clean,
         to,

@@ -151,7 +151,7 @@ def _applied(
     from eval.cli_flip import show_verdict
     from eval.cli_retrieval import ended_by_signal, progress
     from eval.flip import adopt_if_better, flip_if_better
-    from service.schemas import ReindexRequest
+    from service.schemas_jobs import ReindexRequest
 
     with ended_by_signal(), connected() as client:
         if recipe.method == "query-adapter":
@@ -200,7 +200,7 @@ def in_home(folder: Path, ingest: IngestSettings) -> str:
 
 
 def _print(manifest: "RetrievalManifest", folder: Path) -> None:
-    from finetune.show_training import clock
+    from service.show import clock
 
     learned = f"{manifest.questions} questions learned, {manifest.stopping} to stop by, {manifest.passages} passages"
     out.print(f"{manifest.method}: {learned}, {clock(manifest.seconds)}", soft_wrap=True)

@@ -15,7 +15,8 @@ from pydantic import Field
 from eval.answer_metrics import contains, is_decided
 from eval.collection import Placed, documents_of
 from eval.schemas import Case, DataSet
-from finetune.schemas import Message, Provenance, SftRow
+from finetune.schemas import Message, Provenance, SftRow, who_may_see
+from ingest.errors import InvalidError
 from ingest.schemas import Frozen, Hit
 from service.client import Client
 from service.excerpt import nearest
@@ -33,7 +34,7 @@ class Mix(Frozen):
     """
 
     prompt: str = "tuned-1"
-    refusals: float = Field(default=0.2, ge=0, lt=1)
+    refusals: float = Field(default=0.2, ge=0, le=0.5)  # one a question
     fewer: float = Field(default=0.1, ge=0, le=1)
     tokens: int = Field(default=512, ge=64)
     words: int = Field(default=40, ge=1)
@@ -63,21 +64,25 @@ def raft_rows(
     mix: Mix,
     count_tokens: CountTokens,
     on_progress: Callable[[int, int], None] = lambda *_: None,
+    held_out: frozenset[str] = frozenset(),
 ) -> Made:
-    """One answer a question, and refusals of some of them. Raises what the service says."""
+    """One answer a question, and refusals of some of them. `held_out`: ids of documents that no row shows. Raises InvalidError
+    for a prompt without passages, and what the service says.
+    """
+    if not template.passages:
+        raise InvalidError(f"prompt {mix.prompt!r} shows no passages: rows to answer from need one that does")
     chance = random.Random(mix.seed)
     acl = {one.id: one.acl for one in documents_of(client, place.view.name)}
     left_out: Counter[str] = Counter()
     rows: list[SftRow] = []
     refused = mix.refusals / (1 - mix.refusals)  # for each answer
     for done, case in enumerate(dataset.cases, 1):
-        question = find(client, case, place)
         said = target(case)
         if said is None:
             left_out["it has no answer"] += 1
         elif len(said.split()) > mix.words:
             left_out[f"its answer is longer than {mix.words} words"] += 1
-        elif case.answerable and not question.gold:
+        elif not (question := find(client, case, place, held_out)).gold and case.answerable:
             left_out["no passage that is shown holds its answer"] += 1
         else:
             width = _width(template.passages, mix, chance)
@@ -86,19 +91,19 @@ def raft_rows(
                 made.append(_answered(question, said, width, chance))
             if not case.answerable or chance.random() < refused:
                 made.append(_refused(question, width, chance))
-            rows.extend(
-                row
-                for passages, words in made
-                if passages and (row := _row(case, passages, words, template, mix, count_tokens, acl))
-            )
+            for passages, words in made:
+                if passages and (row := _row(case, passages, words, template, mix, count_tokens, acl)):
+                    rows.append(row)
+                else:
+                    left_out["nothing fits its prompt"] += 1
         on_progress(done, len(dataset.cases))
     chance.shuffle(rows)
     return Made(tuple(rows), left_out)
 
 
-def find(client: Client, case: Case, place: Placed) -> Question:
+def find(client: Client, case: Case, place: Placed, held_out: frozenset[str] = frozenset()) -> Question:
     """Where the question alone does not find the passages that answer it, its answer helps."""
-    hits = _hits(client, case.question, place)
+    hits = tuple(hit for hit in _hits(client, case.question, place) if place.document(hit.path) not in held_out)
     gold = [hit for hit in hits if _is_gold(case, hit, place)]
     if case.answerable and not gold and case.answers:
         paths = [path for path, identity in place.ids.items() if identity in case.relevant] or list(case.relevant)
@@ -173,21 +178,16 @@ def _row(
         if len(passages) == 1 or f"[{len(passages)}]" in words:
             return None
         passages = passages[:-1]
-    groups = [frozenset(acl.get(hit.document_id, ())) for hit in passages]
+    if any(hit.document_id not in acl for hit in passages):  # it came since, and nobody knows who may see it
+        return None
     source = Provenance(
         id=case.id,
         documents=tuple(dict.fromkeys(hit.document_id for hit in passages)),
-        acl=_who(groups),
+        acl=who_may_see(acl[hit.document_id] or None for hit in passages),
         kind="refusal" if words == refusal(case.question) else "answer",
         question=case.question,
     )
     return SftRow(prompt=tuple(messages), completion=(Message(role="assistant", content=words),), source=source)
-
-
-def _who(groups: Sequence[frozenset[str]]) -> tuple[str, ...] | None:
-    """Who may see all of some documents; None: everybody."""
-    limited = [one for one in groups if one]
-    return tuple(sorted(frozenset.intersection(*limited))) if limited else None
 
 
 def _hits(client: Client, text: str, place: Placed, path: str | None = None) -> tuple[Hit, ...]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from eval.schemas import DataSet
 from finetune.rows import write_rows
-from finetune.schemas import PreferenceRow, PromptRow, Row
+from finetune.schemas import PreferenceRow, PromptRow, Row, who_may_see
 from ingest.catalog import now
 from ingest.errors import ConflictError
 from ingest.schemas import Frozen
@@ -53,7 +53,6 @@ def freeze(
     refuse_existing(path)
     card_path = card_of(path)
     digest = write_rows(rows, path)
-    groups = [set(row.source.acl) for row in rows if row.source.acl is not None]
     card = Card(
         name=path.stem,
         digest=digest,
@@ -65,7 +64,7 @@ def freeze(
         made_by=dict(made_by),
         sources=tuple(sources),
         documents=len({one for row in rows for one in row.source.documents}),
-        acl=tuple(sorted(set.intersection(*groups))) if groups else None,
+        acl=who_may_see(row.source.acl for row in rows),
         left_out=dict(left_out or {}),
         held_out=dict(held_out or {}),
     )

@@ -17,6 +17,7 @@ TrainingDType = Literal["bfloat16", "float32"]
 DTYPES: tuple[TrainingDType, ...] = ("float32", "bfloat16")
 # Of the bundled model, whose products are the smallest that anybody trains; larger ones favour bfloat16 no less.
 HIDDEN, INNER, KEYS, TOKENS = 576, 1536, 192, 256
+CONTAINER = Path("/sys/fs/cgroup")
 PROBE_SECONDS = 0.4  # of each data type, besides a run to warm up
 
 
@@ -56,7 +57,7 @@ def free_memory() -> int:
         return int(torch.cuda.mem_get_info()[0])
     available = psutil.virtual_memory().available
     limit, used = _container("memory.max"), _container("memory.current")
-    return available if limit is None or used is None else min(available, max(limit - used, 0))
+    return available if limit is None or used is None else min(available, max(limit - used + _reclaimable(), 0))
 
 
 def reset_peak_memory() -> None:
@@ -85,10 +86,20 @@ def _total_memory() -> int:
     return total if limit is None else min(total, limit)
 
 
+def _reclaimable() -> int:
+    """Bytes of the container's share that hold files which were read, and are given up when memory is asked for."""
+    with suppress(OSError, ValueError):
+        for line in (CONTAINER / "memory.stat").read_text().splitlines():
+            name, _, size = line.partition(" ")
+            if name == "inactive_file":
+                return int(size)
+    return 0
+
+
 def _container(file: str) -> int | None:
     """Bytes; None where there is no limit."""
     try:
-        return int((Path("/sys/fs/cgroup") / file).read_text())
+        return int((CONTAINER / file).read_text())
     except (OSError, ValueError):  # no such file, or "max"
         return None
 

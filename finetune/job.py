@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any, Literal, TextIO
 
 from finetune import runs
+from finetune.arguments import refuse_unknown
 from finetune.hooks import Hooks, StoppedError
-from finetune.recipe import Recipe, read_recipe
+from finetune.recipe import Recipe, read_recipe, with_base
 from finetune.room import room_for, service_of
 from finetune.schemas import Manifest
 from finetune.settings import FinetuneSettings
@@ -26,7 +27,7 @@ from ingest.errors import GraftError, InvalidError, LockedError, UnavailableErro
 from ingest.schemas import Frozen
 from ingest.settings import IngestSettings
 from service.cli_options import ingest_settings, service_settings
-from service.schemas import ActivateRequest, RegisterRequest
+from service.schemas_adapters import ActivateRequest, RegisterRequest
 from service.tuning import POINTS, LossPoint, TunePayload, TuneProgress, TuneResult, Wait, Waiting
 
 logger = logging.getLogger(__name__)
@@ -66,13 +67,14 @@ class Job:
         if (self.order.out / runs.MANIFEST).exists():
             return
         recipe = self._recipe()
+        refuse_unknown(recipe)  # before anything is waited for
+        runs.parents_manifest(recipe)
         for point in logged(self.order.out):
             self.say(Said(point=point))
         with room_for(recipe, self.payload.pause_engine, self.settings, self.ingest, self._wait):
             hooks = Hooks(self._progress, self.stop.is_set, (_points_to(self.say),))
             while True:
-                if self.stop.is_set():
-                    raise StoppedError(self.order.out, 0)
+                self._unless_stopped()
                 try:
                     out, models, home = self.order.out, self.ingest.models, self.ingest.home
                     train(recipe, out=out, settings=self.settings, models=models, home=home, hooks=hooks)
@@ -92,22 +94,32 @@ class Job:
         with service_of(self.ingest.home) as client:
             self._progress(_checking(manifest))
             if payload.check:
+                self._unless_stopped()
                 self._check(url)
             if not payload.register_it:
                 return self._result(None)
+            self._unless_stopped()
             label = payload.label or payload.recipe
             name = client.register_adapter(RegisterRequest(path=str(out), label=label)).name
             if payload.activate:
+                self._unless_stopped()
                 fields = {"collection": payload.collection} if payload.collection else {}
                 client.activate_adapter(name, ActivateRequest(why=f"trained as {payload.run}", **fields))
         return self._result(name, live=payload.activate)
 
     def _recipe(self) -> Recipe:
+        """Its base, where it names none, is the model that is served."""
         payload = self.payload
-        return read_recipe(payload.recipe, (*payload.settings, f"data={payload.data}"))
+        recipe = read_recipe(payload.recipe, (*payload.settings, f"data={payload.data}"))
+        return recipe if recipe.model.base else with_base(recipe, service_settings(None).model)
 
     def _progress(self, at: TuneProgress) -> None:
         self.say(Said(progress=at))
+
+    def _unless_stopped(self) -> None:
+        """Raises StoppedError: what was cancelled does nothing more that others see."""
+        if self.stop.is_set():
+            raise StoppedError(self.order.out, 0)
 
     def _wait(self, waiting_for: Waiting | None = None, hint: str = "") -> None:
         """A moment; says what for. Raises StoppedError."""
@@ -120,11 +132,8 @@ class Job:
         """Raises InvalidError when the adapter does not pass."""
         from finetune.check import check_adapter, record
 
-        settings = service_settings([])
-        roots = (*settings.adapter_roots, self.order.out)
-        settings = settings.model_copy(update={"adapter_roots": roots})
         checked = check_adapter(
-            self.order.out, url=url, settings=settings, ingest=self.ingest, threads=self.settings.threads
+            self.order.out, url=url, settings=service_settings([]), ingest=self.ingest, threads=self.settings.threads
         )
         record(self.order.out, checked)
         if not checked.passed:
@@ -163,7 +172,7 @@ def _points_to(say: Callable[[Said], None]) -> Any:
     """-> a callback of the trainer that says each loss as it is logged."""
     from transformers import TrainerCallback
 
-    class Points(TrainerCallback):  # type: ignore[misc]
+    class Points(TrainerCallback):  # type: ignore[misc]  # mypy does not read transformers
         def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
             losses = {name: logs[name] for name in ("loss", "eval_loss") if name in logs}
             if losses:

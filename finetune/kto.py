@@ -11,9 +11,10 @@ from datasets import Dataset
 from transformers import set_seed
 from trl import KTOConfig, KTOTrainer
 
-from finetune import chat, methods
+from finetune import chat
 from finetune.arguments import arguments
-from finetune.run import Run, Trained, fitting, trainer_of
+from finetune.reference import trained_beside_reference
+from finetune.run import Run, Trained, fitting
 from finetune.schemas import KtoRow, Rows
 from ingest.errors import InvalidError
 
@@ -26,20 +27,7 @@ def kto(run: Run) -> Trained:
     set_seed(args.seed)
     learn, left_out = _dataset(run, run.learn, args)
     held_out = _dataset(run, run.held_out, args)[0] if run.held_out.rows else None
-    trained, attention = run.recipe.trained, run.recipe.model.attn_implementation
-    model = methods.apply(methods.load_base(run.base, trained, run.dtype, attention), trained)
-    reference = None
-    if not hasattr(model, "peft_config"):
-        reference = methods.load_base(run.base, trained, run.dtype, attention).requires_grad_(False).eval()
-    trainer = trainer_of(
-        _Trainer, run, model=model, ref_model=reference, args=args, train_dataset=learn, eval_dataset=held_out
-    )
-    if reference is None and trained.parent is None:
-        model.delete_adapter("ref")  # TRL's copy of a new adapter: with the adapter off, the base says the same
-    trainer.train(resume_from_checkpoint=str(run.resume_from) if run.resume_from else None)
-    if reference is None and trained.parent is not None:
-        model.delete_adapter("ref")
-    return Trained(trainer, left_out)
+    return Trained(trained_beside_reference(_Trainer, run, args, learn, held_out), left_out)
 
 
 def _dataset(run: Run, rows: Rows, args: Any) -> tuple[Dataset, int]:
@@ -67,7 +55,7 @@ def _tokens(row: dict[str, Any]) -> int:
     return len(row["prompt_ids"]) + len(row["completion_ids"])
 
 
-class _Trainer(KTOTrainer):  # type: ignore[misc]
+class _Trainer(KTOTrainer):  # type: ignore[misc]  # mypy does not read TRL
     def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
         """They are tokens already, as serving has them, with answers to other prompts beside them."""
         return dataset

@@ -12,7 +12,7 @@ from finetune.curve import best_step
 from finetune.recipe import Recipe
 from finetune.run import Run, Trained
 from finetune.runs import parents_manifest, settled
-from finetune.schemas import Manifest, Method, Row, Rows
+from finetune.schemas import Manifest, Method, Row, Rows, who_may_see
 from ingest.catalog import now
 from ingest.language import detect
 from service.base_model import read_base
@@ -46,7 +46,7 @@ def manifest_of(run: Run, rows: Rows, trained: Trained, seconds: float) -> Manif
         documents=tuple(
             sorted({one for row in used for one in row.source.documents}.union(before.documents if before else ()))
         ),
-        acl=who_may_see(used, [before.acl] if before else []),
+        acl=who_may_see([*(row.source.acl for row in used), *([before.acl] if before else [])]),
         prompt_version=rows.prompt_version or (before.prompt_version if before else None),
         languages=tuple(dict.fromkeys((*languages_of(used), *(before.languages if before else ())))),
         base=base.identity,
@@ -68,14 +68,6 @@ def manifest_of(run: Run, rows: Rows, trained: Trained, seconds: float) -> Manif
         servable=why_not is None,
         why_not=why_not,
     )
-
-
-def who_may_see(rows: Sequence[Row], more: Sequence[tuple[str, ...] | None] = ()) -> tuple[str, ...] | None:
-    """-> the groups that may see every row, and are in each of `more`; None where all may. Weights can say what they were
-    trained on.
-    """
-    groups = [set(one) for one in (*(row.source.acl for row in rows), *more) if one is not None]
-    return tuple(sorted(set.intersection(*groups))) if groups else None
 
 
 def languages_of(rows: Sequence[Row]) -> tuple[str, ...]:

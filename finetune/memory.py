@@ -96,8 +96,7 @@ def longest_taken(recipe: Recipe) -> int | None:
     """-> tokens that a row, or where answers are rewarded a prompt, may have; None where the recipe sets no limit."""
     if recipe.method in BY_REWARD:
         return recipe.data.max_prompt_length
-    most: int | None = recipe.training.get("max_length", MAX_LENGTH)
-    return most
+    return recipe.whole("max_length", MAX_LENGTH)
 
 
 def advice(recipe: Recipe, estimated: Estimate | None = None) -> str:
@@ -105,7 +104,7 @@ def advice(recipe: Recipe, estimated: Estimate | None = None) -> str:
     training, trained, says, by_reward = recipe.training, recipe.trained, [], recipe.method in BY_REWARD
     activations = estimated is None or estimated.activations * 4 > estimated.bytes
     if activations and (batch := _batch(recipe)) > (2 if recipe.method == "kto" else 1):
-        steps = int(training.get("gradient_accumulation_steps", 1))
+        steps = recipe.whole("gradient_accumulation_steps", 1)
         less = max(batch // 2, 2 if recipe.method == "kto" else 1)
         kept = f" --set gradient_accumulation_steps={max(steps * batch // less, 1)}"
         said = "" if recipe.method == "ppo" else kept  # which makes its steps of parts by itself
@@ -268,7 +267,7 @@ def _size(recipe: Recipe, gpu: bool) -> int:
 
 
 def _batch(recipe: Recipe) -> int:
-    return int(recipe.training.get("per_device_train_batch_size", 4 if recipe.method == "ppo" else 8))
+    return recipe.whole("per_device_train_batch_size", 4 if recipe.method == "ppo" else 8)
 
 
 def _tokens(recipe: Recipe, longest: int | None, answer: int | None) -> tuple[int, int]:

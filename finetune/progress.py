@@ -16,7 +16,7 @@ from service.tuning import TuneProgress
 WINDOW = 20  # steps that speed is taken over
 
 
-class ProgressCallback(TrainerCallback):  # type: ignore[misc]
+class ProgressCallback(TrainerCallback):  # type: ignore[misc]  # mypy does not read transformers
     """`stopped`: whether the run was ended by `stop` or by the caller; a checkpoint is then kept of its last step."""
 
     def __init__(self, hooks: Hooks, log: Path) -> None:

@@ -31,12 +31,16 @@ OWN: dict[Weights, frozenset[str]] = {  # fields of `Trained`, by what trains
 }
 
 
+# No kernel of a hub: such a name is code that is fetched and run.
+Attention = Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"]
+
+
 class Model(Frozen):
     """`base`: a folder, the name of a bundled model or its hub name; None: the model that is served."""
 
     base: str | None = None
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # auto: the faster here, by a short probe
-    attn_implementation: str | None = None
+    attn_implementation: Attention | None = None
 
 
 class Trained(Frozen):
@@ -117,9 +121,13 @@ class Recipe(Frozen):
     @property
     def seed(self) -> int:
         """Raises InvalidError."""
-        given = self.training.get("seed", 42)  # transformers' own
-        if not isinstance(given, int):
-            raise InvalidError(f"training argument seed = {given!r} does not fit: give a whole number")
+        return self.whole("seed", 42)  # transformers' own
+
+    def whole(self, name: str, default: int) -> int:
+        """-> a training argument that is asked for before a trainer has read it. Raises InvalidError."""
+        given = self.training.get(name, default)
+        if not isinstance(given, int) or isinstance(given, bool):
+            raise InvalidError(f"training argument {name} = {given!r} does not fit: give a whole number")
         return given
 
 
@@ -161,6 +169,10 @@ def with_settings(recipe: Recipe, settings: Sequence[str]) -> Recipe:
     for setting in settings:
         put_setting(content, setting)
     return recipe_of(content)
+
+
+def with_base(recipe: Recipe, base: str) -> Recipe:
+    return recipe.model_copy(update={"model": recipe.model.model_copy(update={"base": base})})
 
 
 def about(name: str) -> str:

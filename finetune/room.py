@@ -18,7 +18,7 @@ from ingest.errors import GraftError, InvalidError, UnavailableError
 from ingest.settings import IngestSettings
 from service.client import Client
 from service.owner import find_owner
-from service.schemas import PauseRequest
+from service.schemas_jobs import PauseRequest
 from service.tuning import Waiting
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ A row that is too long is named, never cut: an answer without its end teaches to
 """
 
 import unicodedata
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 from eval.answer_metrics import is_refusal
 from finetune.rows_lines import digest_of
 from finetune.rows_split import asked, normal, prompt_text
-from finetune.schemas import KtoRow, Message, PreferenceRow, PromptRow, Row, Rows
+from finetune.schemas import KtoRow, Message, PreferenceRow, PromptRow, Row, Rows, who_may_see
 from ingest.schemas import Frozen
 from service.show import out
 
@@ -79,11 +79,7 @@ def report(
     render = _renderer(template) if template else None
     lengths = _lengths(rows.rows, answers, tokenizer, render) if tokenizer and rows.rows else []
     totals = [prompt + answer for prompt, answer in lengths]
-    groups = [set(row.source.acl) for row in rows.rows if row.source.acl is not None]
     labels = [row.label for row in rows.rows if isinstance(row, KtoRow)]
-    kinds: dict[str, int] = defaultdict(int)
-    for row in rows.rows:
-        kinds[row.source.kind or "row"] += 1
     return Report(
         name=rows.name,
         method=method_of(rows),
@@ -91,8 +87,8 @@ def report(
         rows=len(rows.rows),
         held_out=None if held_out is None else len(held_out.rows),
         documents=len({one for row in rows.rows for one in row.source.documents}),
-        acl=tuple(sorted(set.intersection(*groups))) if groups else None,
-        kinds=dict(kinds),
+        acl=who_may_see(row.source.acl for row in rows.rows),
+        kinds=dict(Counter(row.source.kind or "row" for row in rows.rows)),
         prompt_tokens=_summary([prompt for prompt, _ in lengths]),
         answer_tokens=_summary([answer for _, answer in lengths]),
         total_tokens=_summary(totals),

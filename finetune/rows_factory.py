@@ -224,7 +224,7 @@ def _turns(value: Any, field: str, tags: Tags) -> tuple[Message, ...]:
         role = one[role_key]
         if role is not None and role == tags.function_tag:
             raise Unfit(f"{where} calls a tool, and calls of tools are not trained here")
-        if role is None or role not in roles:
+        if not isinstance(role, str) or role not in roles:
             known = ", ".join(repr(tag) for tag in roles if tag)
             raise Unfit(f"{where}: {role_key} {json.dumps(role, ensure_ascii=False)} is none of {known}")
         messages.append({**one, "role": roles[role], "content": one[text_key]})
@@ -271,7 +271,9 @@ def _read_entry(info: Path, content: Mapping[str, Any], name: str) -> tuple[Entr
         entry = Entry.model_validate(value)
     except ValidationError as error:
         return f"{name!r}: {reason(error)}"
-    file = info.parent / entry.file_name
+    file, folder = info.parent / entry.file_name, info.parent.resolve()
+    if not file.resolve().is_relative_to(folder):
+        return f"{name!r}: its file {entry.file_name!r} lies outside {str(info.parent)!r}, whose files alone are read"
     if not file.exists():
         return f"{name!r}: its file {entry.file_name!r} is not in {str(info.parent)!r}"
     files = tuple(sorted(one for one in file.iterdir() if one.is_file())) if file.is_dir() else (file,)

@@ -93,10 +93,11 @@ def begin_as(out: Path, wanted: dict[str, Any], restart: bool = False) -> Path |
     """As `begin`, of a run that is told by `wanted`."""
     started = _read(out / STARTED)
     differing = [key for key in wanted if (started or {}).get(key) != json.loads(json.dumps(wanted[key]))]
-    if started is not None and (restart or (differing and last_checkpoint(out) is None)):
+    finished = (out / MANIFEST).exists()
+    if started is not None and (restart or (differing and not finished and last_checkpoint(out) is None)):
         _empty(out)  # nothing is lost where nothing was trained
-        started = None
-    if (out / MANIFEST).exists():
+        started, finished = None, False
+    if finished:
         again = "add --restart to train it anew, or " if started is not None else ""
         raise ConflictError(f"{str(out)!r} holds a finished run: {again}give another folder with --out DIR")
     if started is None:
@@ -133,10 +134,11 @@ def keep_log_until(out: Path, step: int) -> None:
 
 
 def finish(out: Path, manifest: Frozen) -> None:
-    shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
+    """The checkpoints go last: a kill in between leaves a finished run."""
     unfinished = out / f".{MANIFEST}"
     unfinished.write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
     unfinished.replace(out / MANIFEST)
+    shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
 
 
 def settled(recipe: Recipe) -> dict[str, Any]:

@@ -1,12 +1,13 @@
 """The words of training: a row, a data set's card, what a run is asked for and what it leaves."""
 
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from ingest.schemas import Frozen
-from service.schemas import Checked as Checked
+from service.schemas_adapters import Checked as Checked
 
 Method = Literal["sft", "dpo", "kto", "reward", "grpo", "ppo"]
 RewardName = Literal["citation_correct", "exact_match", "token_f1", "short", "refusal_right", "reward_model"]
@@ -89,6 +90,14 @@ ROW_OF: dict[Method, type[SftRow] | type[PreferenceRow] | type[KtoRow] | type[Pr
     "grpo": PromptRow,
     "ppo": PromptRow,
 }
+
+
+def who_may_see(acls: Iterable[Iterable[str] | None]) -> tuple[str, ...] | None:
+    """`acls`: of each document or row the groups that may see it, None for one that all may. -> those that may see all of
+    them; None: everybody.
+    """
+    limited = [set(one) for one in acls if one is not None]
+    return tuple(sorted(set.intersection(*limited))) if limited else None
 
 
 class Rows(Frozen):

@@ -40,6 +40,6 @@ def _dataset(run: Run, rows: Rows, most: int | None) -> tuple[Dataset, int]:
     return Dataset.from_list([{"input_ids": one.ids, "labels": one.labels()} for one in kept]), left_out
 
 
-class _Trainer(SFTTrainer):  # type: ignore[misc]
+class _Trainer(SFTTrainer):  # type: ignore[misc]  # mypy does not read TRL
     def create_model_card(self, *_: Any, **__: Any) -> None:
         """Ours is the manifest."""

@@ -10,7 +10,7 @@ from rich.progress import Progress as ProgressBar
 
 from finetune.recipe import BY_REWARD
 from finetune.schemas import Manifest
-from service.show import err, escape, out
+from service.show import clock, err, escape, out, said_of_training
 from service.tuning import TuneProgress
 
 EVERY = 15.0  # seconds between two lines, where they follow each other
@@ -28,7 +28,7 @@ def shown() -> Iterator[Callable[[TuneProgress], None]]:
         task = bar.add_task("loading", total=None, said="")
 
         def show(at: TuneProgress) -> None:
-            bar.update(task, description=at.stage, total=at.steps or None, completed=at.step, said=said(at))
+            bar.update(task, description=at.stage, total=at.steps or None, completed=at.step, said=said_of_training(at))
 
         yield show
 
@@ -42,34 +42,11 @@ class _Lines:
 
     def __call__(self, at: TuneProgress) -> None:
         stage = "training" if at.stage == "evaluating" else at.stage
-        line = f"{stage} {said(at)}".rstrip()
+        line = f"{stage} {said_of_training(at)}".rstrip()
         due = stage != self._stage or at.step == at.steps > 0 or time.monotonic() - self._told > EVERY
         if due and line != self._line:
             self._stage, self._line, self._told = stage, line, time.monotonic()
             err.print(line, markup=False)
-
-
-def said(at: TuneProgress) -> str:
-    """As "step 12/40, loss 1.234, held out 1.301, 165 tokens/s, 3:20 left"."""
-    parts = [f"step {at.step}/{at.steps}"] if at.steps else []
-    if at.loss is not None:
-        parts.append(f"loss {at.loss:.4g}")
-    if at.eval_loss is not None:
-        parts.append(f"held out {at.eval_loss:.4g}")
-    if at.reward is not None:
-        parts.append(f"reward {at.reward:.4g}")
-    if at.tokens_per_second:
-        parts.append(f"{at.tokens_per_second:.0f} tokens/s")
-    if at.seconds_left:
-        parts.append(f"{clock(at.seconds_left)} left")
-    return ", ".join(parts)
-
-
-def clock(seconds: float) -> str:
-    """As 3:20, or 1:02:05."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def print_summary(manifest: Manifest, folder: Path) -> None:

@@ -30,7 +30,8 @@ def split_dataset(dataset: DataSet, share: float, seed: int) -> tuple[DataSet, D
     sides = []
     for name, cases, held_out in (("learn", learn, False), ("held-out", tuple(held), True)):
         texts = tuple(one for one in dataset.documents if (one.id in documents) == held_out)
-        sides.append(DataSet(name=f"{dataset.name}/{name}", documents=texts, cases=cases))
+        lines = {case.id: dataset.lines[case.id] for case in cases if case.id in dataset.lines}
+        sides.append(DataSet(name=f"{dataset.name}/{name}", documents=texts, cases=cases, lines=lines))
     return sides[0], sides[1]
 
 

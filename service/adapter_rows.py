@@ -9,7 +9,7 @@ from sqlalchemy import JSON, BigInteger, Column, Integer, String, Table, Text, U
 
 from ingest.db import Utc, metadata
 from ingest.schemas import Frozen
-from service.schemas import Checked, Standing
+from service.schemas_adapters import Checked, Standing
 
 adapters = Table(
     "adapters",
@@ -60,6 +60,27 @@ class Adapter(Frozen):
     config: dict[str, Any]
     manifest: dict[str, Any] | None = None
     retired_at: datetime | None = None
+
+    # A manifest is whatever lay in the folder: what does not fit is not there.
+
+    @property
+    def parent(self) -> str | None:
+        return _text((self.manifest or {}).get("parent"))
+
+    @property
+    def prompt_version(self) -> str | None:
+        """That it was trained with."""
+        return _text((self.manifest or {}).get("prompt_version"))
+
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """That it was trained in."""
+        held = (self.manifest or {}).get("languages")
+        return tuple(held) if isinstance(held, list) and all(isinstance(one, str) for one in held) else ()
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None
 
 
 def standing(manifest: Mapping[str, Any] | None, digest: str) -> Standing | None:

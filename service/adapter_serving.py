@@ -18,7 +18,7 @@ from service.generate import AdapterLostError, Generator
 from service.lora_probe import MixingError, try_engine
 from service.metrics import Metrics
 from service.preflight import MANIFEST, Limits
-from service.schemas import Move
+from service.schemas_adapters import Move
 from service.settings import ServiceSettings
 
 logger = logging.getLogger(__name__)

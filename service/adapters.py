@@ -21,7 +21,7 @@ from service.adapter_rows import adapters, moves
 from service.adapter_rows import standing as standing
 from service.base_model import BaseModel
 from service.preflight import CONFIG, Limits, take_in, write_config
-from service.schemas import Checked, Move
+from service.schemas_adapters import Checked, Move
 
 ALL = ""  # the pointer that every collection without one of its own follows
 PROBE_LABEL = "graft-probe"  # of the adapters that an engine is tried with

@@ -271,8 +271,8 @@ async def _prepare(run: _Run, parts: Answering) -> None:
         await parts.adapters.check(run.chosen)
         run.adapter = run.chosen.name
     small = model.root in parts.small_models
-    own = (run.chosen.manifest or {}).get("languages") if run.chosen else None
-    run.languages = tuple(own or parts.small_models.get(model.root, ()))
+    own = run.chosen.languages if run.chosen else ()
+    run.languages = own or parts.small_models.get(model.root, ())
     unread = bool(own) and not reads(run.languages, query.question)
     run.checked = small and (run.adapter is None or unread) and not query.without_passages
     run.prompt_version, run.template, notes = await to_thread.run_sync(_prompt, run, small, parts.prompts)
@@ -295,8 +295,8 @@ def _prompt(run: _Run, small: bool, prompts: PromptStore) -> tuple[str, Template
     if version != AUTO:
         return version, prompts.template(version), ()
     fitting = CURRENT["brief" if small else "cited"]
-    own = (run.chosen.manifest or {}).get("prompt_version") if run.chosen else None
-    if not isinstance(own, str):
+    own = run.chosen.prompt_version if run.chosen else None
+    if own is None:
         return fitting, prompts.template(fitting), ()
     try:
         return own, prompts.template(own), ()

@@ -8,7 +8,7 @@ import typer
 from rich.table import Column, Table
 
 from service.cli_options import JsonOption, connected
-from service.schemas import ActivateRequest, AdapterView, Move, RegisterRequest, RollbackRequest
+from service.schemas_adapters import ActivateRequest, AdapterView, Move, RegisterRequest, RollbackRequest
 from service.show import escape, out, write_json
 
 app = typer.Typer(no_args_is_help=True, help="Registers LoRA adapters, activates them, rolls back.")

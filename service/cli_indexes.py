@@ -10,7 +10,8 @@ from ingest.errors import InvalidError
 from ingest.schemas import Chunking, Strategy, with_query_adapter
 from service.cli_ingest import report
 from service.cli_options import CollectionOption, JsonOption, connected
-from service.schemas import CollectionSettings, ReindexRequest
+from service.schemas import CollectionSettings
+from service.schemas_jobs import ReindexRequest
 from service.show import escape, follow, out, write_json
 
 collections_app = typer.Typer(invoke_without_command=True, help="Collections and their indexes.")

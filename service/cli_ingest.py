@@ -11,7 +11,7 @@ from ingest.errors import GraftError, InvalidError
 from ingest.reader import ReaderSpec, args_of
 from ingest.remote import is_remote
 from service.cli_options import CollectionOption, JsonOption, connected, ingest_settings
-from service.schemas import IngestRequest, Job
+from service.schemas_jobs import IngestRequest, Job
 from service.show import (
     err,
     escape,

@@ -24,34 +24,24 @@ from ingest.errors import (
 )
 from service.records import Turn
 from service.schemas import (
-    ActivateRequest,
-    AdapterView,
     Answer,
-    Checked,
     Citation,
     CollectionSettings,
     CollectionView,
     DocumentView,
-    EngineView,
     FeedbackRequest,
     IndexView,
-    IngestRequest,
-    Job,
-    Move,
-    PauseRequest,
     PromptMove,
     PromptRequest,
     PromptView,
     QueryRequest,
     Ready,
-    RegisterRequest,
-    ReindexRequest,
     Retrieved,
-    RollbackRequest,
     SearchRequest,
     Sentence,
-    TuneRequest,
 )
+from service.schemas_adapters import ActivateRequest, AdapterView, Checked, Move, RegisterRequest, RollbackRequest
+from service.schemas_jobs import EngineView, IngestRequest, Job, PauseRequest, ReindexRequest, TuneRequest
 
 ERRORS: dict[int, type[GraftError]] = {
     401: ForbiddenError,

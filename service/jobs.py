@@ -26,7 +26,7 @@ from service import queues
 from service.metrics import Metrics
 from service.queues import INGEST, OWNER, TUNE, Unfinished
 from service.records import JobKind, JobRecord, Records
-from service.schemas import Job, JobState
+from service.schemas_jobs import Job, JobState
 from service.tuning import TunePayload, Wait
 from service.workers import Workers
 

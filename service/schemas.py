@@ -2,23 +2,18 @@
 
 import json
 import re
-from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Any, Literal, Self
 
-from fastapi.exceptions import RequestValidationError
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from ingest.generations import Generation
-from ingest.reader import ReaderSpec
-from ingest.schemas import Chunking, Frozen, Hit, Progress, Report, Retrieval
-from service.records import JobKind, Source, Turn
-from service.tuning import LossPoint, TuneProgress, TuneResult, Waiting
+from ingest.schemas import Chunking, Frozen, Hit, Retrieval
+from service.records import Source, Turn
 
 FilterValue = str | Annotated[int, Field(ge=-(2**63), lt=2**63)] | bool
 FILTER_FIELDS = ("document_id", "path", "language")
 METADATA_FIELD = re.compile(r"metadata(\.[\w-]+)+")  # what the index takes for a path unquoted
-JobState = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 
 
 def _encodable(text: str) -> str:
@@ -41,7 +36,7 @@ def _not_a_probe(label: str) -> str:
     return label
 
 
-def _storable(metadata: dict[str, Any]) -> dict[str, Any]:
+def storable(metadata: dict[str, Any]) -> dict[str, Any]:
     _encodable(json.dumps(metadata, ensure_ascii=False, allow_nan=False))
     return metadata
 
@@ -72,7 +67,7 @@ class RetrieveRequest(Request):
     @field_validator("filters")
     @classmethod
     def _known(cls, filters: dict[str, Any]) -> dict[str, Any]:
-        _storable(filters)
+        storable(filters)
         for field, value in filters.items():
             if field not in FILTER_FIELDS and not METADATA_FIELD.fullmatch(field):
                 known = ", ".join((*FILTER_FIELDS, "metadata.*"))
@@ -194,140 +189,6 @@ class Retrieved(Frozen):
     notes: tuple[str, ...] = ()
 
 
-Place = Annotated[Text, Field(min_length=1, max_length=4096)]
-Metadata = Annotated[dict[str, Any], AfterValidator(_storable)]
-
-
-class IngestRequest(Request):
-    """`path`: a folder, a file, or a URL; or, in its place, a LlamaIndex `reader`. `only`: these files and folders of it
-    alone. `restore`: documents that were deleted by their ids come back.
-
-    `acl` (groups) and `metadata` are set on the documents of this job; left out, documents keep what they have.
-    """
-
-    path: Place | None = None
-    reader: ReaderSpec | None = None
-    collection: CollectionName = "default"
-    only: Annotated[tuple[Place, ...], Field(max_length=10_000)] = ()
-    allow_empty: bool = False
-    restore: bool = False
-    acl: Groups | None = None
-    metadata: Metadata | None = None
-
-    @model_validator(mode="after")
-    def _one_source(self) -> Self:
-        if (self.path is None) == (self.reader is None):
-            raise ValueError("name a path or a reader")
-        return self
-
-
-class UploadFields(Request):
-    """The fields of an upload's form beside its files."""
-
-    collection: CollectionName = "default"
-    acl: Groups | None = None
-    metadata: Metadata | None = None
-
-    @classmethod
-    def of_form(cls, form: Mapping[str, Any]) -> Self:
-        """`acl` and `metadata` as JSON. Raises RequestValidationError, as a body that does not fit does."""
-        try:
-            return cls.model_validate({key: _from_json(key, value) for key, value in form.items() if value})
-        except ValidationError as error:
-            raise RequestValidationError([{**one, "loc": ("body", *one["loc"])} for one in error.errors()]) from error
-
-
-def _from_json(key: str, value: Any) -> Any:
-    if key == "collection" or not isinstance(value, str):
-        return value
-    try:
-        return json.loads(value)
-    except ValueError:
-        return value
-
-
-class ReindexRequest(Request):
-    """What is left out stays as it is. `flip`: make it live at the end; else it is kept ready."""
-
-    embedder: Annotated[str, Field(min_length=1, max_length=512)] | None = None
-    chunking: Chunking | None = None
-    flip: bool = True
-
-
-class MoveRequest(Request):
-    """Of an index: `target` is a folder for Parquet, or a store as `chroma:PATH#NAME`."""
-
-    target: Place
-
-
-class Job(Frozen):
-    """`progress` and `report` are of jobs that write documents; `tuning`, `curve` and `result` of trainings.
-
-    `waiting_for`: what keeps it from going on; `hint` says what helps. `curve`: the losses so far, of one job alone.
-    """
-
-    job_id: str
-    kind: JobKind
-    state: JobState
-    collection: str
-    path: str
-    created_at: datetime
-    progress: Progress
-    report: Report | None = None
-    tuning: TuneProgress | None = None
-    curve: tuple[LossPoint, ...] = ()
-    result: TuneResult | None = None
-    waiting_for: Waiting | None = None
-    hint: str | None = None
-    error: str | None = None
-
-
-TuneSetting = Annotated[Text, Field(max_length=4096, pattern=r"^\s*([a-z]+\.)?[A-Za-z_][A-Za-z0-9_]*\s*=")]
-
-
-class TuneRequest(Request):
-    """`recipe`: the name of one of the product's; `settings`: changes to it, as "max_steps=200". `data`: a file or folder of
-    rows, or the name of a data set in `datasets` of GRAFT_HOME. `label` begins the adapter's name.
-
-    At the end the adapter is checked against the engine, registered, and, with `activate`, made the one of `collection`;
-    without a collection, the live one of all others. `pause_engine`: the engine may be stopped while the
-    training needs its memory.
-    """
-
-    recipe: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")]
-    settings: Annotated[tuple[TuneSetting, ...], Field(max_length=100)] = ()
-    data: Place
-    collection: CollectionName | None = None
-    label: Label | None = None
-    check: bool = True
-    register_it: Annotated[bool, Field(alias="register")] = True
-    activate: bool = False
-    pause_engine: bool = False
-
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
-
-    @model_validator(mode="after")
-    def _in_order(self) -> Self:
-        if self.activate and not (self.check and self.register_it):
-            raise ValueError(
-                "activate needs check and register: an adapter answers once it was compared with its training"
-            )
-        return self
-
-
-class PauseRequest(Request):
-    """The engine is stopped for this long; asking again before it is over lengthens it."""
-
-    seconds: Annotated[float, Field(ge=1, le=3600)] = 60
-    why: Annotated[Text, Field(min_length=1, max_length=200)] = "training"
-
-
-class EngineView(Frozen):
-    state: Literal["starting", "up", "down", "stopped", "paused"]
-    detail: str
-    paused_seconds: float | None = None  # that are left
-
-
 class CollectionSettings(Request):
     """What `PUT /collections/{name}` sets; what is left out stays, or gets its default."""
 
@@ -389,87 +250,6 @@ class FeedbackRequest(Request):
         if self.rating is None and self.comment is None and self.correction is None:
             raise ValueError("say something: rating, comment or correction")
         return self
-
-
-class RegisterRequest(Request):
-    """`path`: a PEFT LoRA folder; `label` begins its name, left out the folder's own."""
-
-    path: Annotated[Text, Field(min_length=1, max_length=4096)]
-    label: Label | None = None
-
-
-class ActivateRequest(Request):
-    """`collection`: give this one an adapter of its own; left out, the live adapter of all others changes."""
-
-    collection: CollectionName | None = None
-    why: Annotated[Text, Field(max_length=2_000)] | None = None
-
-
-class RollbackRequest(ActivateRequest):
-    """To the adapter before, or to the bare base; for a collection the base means: follow the live adapter again."""
-
-    to: Literal["previous", "base"] = "previous"
-
-
-class Checked(Frozen):
-    """An adapter's answers in the engine, compared with PEFT's. `digest`: of the weights, configuration and base that were
-    compared, as the registry has it. `difference`: mean absolute difference of log-probabilities; `base_difference`: of the
-    bare model, the same way. `changed`: of the `prompts`, those that the engine answers otherwise with the adapter than
-    without, in words or in probabilities. `why_not`: where it has not passed.
-    """
-
-    at: datetime
-    passed: bool
-    digest: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-    dtype: Annotated[Text, Field(max_length=32)]
-    difference: Annotated[float, Field(ge=0, allow_inf_nan=False)]
-    bound: Annotated[float, Field(ge=0, allow_inf_nan=False)]
-    base_difference: Annotated[float, Field(ge=0, allow_inf_nan=False)]
-    tokens_equal: bool
-    prompts: Annotated[int, Field(ge=1)]
-    changed: Annotated[int, Field(ge=0)]
-    engine: Annotated[Text, Field(max_length=512)]
-    why_not: Annotated[Text, Field(max_length=2_000)] | None = None
-
-
-Standing = Literal["passed", "failed", "no"]
-
-
-class AdapterView(Frozen):
-    """`base`: the model that it was compared with; `size` in bytes. `checked`: whether its answers are known to be PEFT's;
-    null where another tool made it and nobody looked.
-
-    `live`: it answers for every collection without an adapter of its own; `collections`: it is their own.
-    """
-
-    name: str
-    label: str
-    digest: str
-    base: str
-    rank: int
-    target_modules: tuple[str, ...]
-    size: int
-    parent: str | None
-    principal: str
-    created_at: datetime
-    checked: Standing | None
-    manifest: dict[str, Any] | None
-    live: bool
-    collections: tuple[str, ...]
-
-
-class Move(Frozen):
-    """One move of a pointer; `to_name` null is the bare base, or for a collection: follow the live pointer."""
-
-    seq: int
-    at: datetime
-    principal: str
-    role: Literal["answer"]
-    collection: str | None
-    kind: Literal["activate", "rollback"]
-    from_name: str | None
-    to_name: str | None
-    why: str | None
 
 
 class PromptRequest(Request):

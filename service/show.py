@@ -13,7 +13,8 @@ from rich.progress import Progress as ProgressBar
 
 from ingest.schemas import Progress, Report
 from service.client import Client
-from service.schemas import Answer, Job, QueryRequest
+from service.schemas import Answer, QueryRequest
+from service.schemas_jobs import Job
 from service.tuning import TuneProgress, TuneResult
 
 out, err = Console(highlight=False, soft_wrap=True), Console(stderr=True, highlight=False, soft_wrap=True)
@@ -53,30 +54,31 @@ def how_far(job: Job) -> str:
     if job.state == "queued":
         return "queued"
     if job.kind == "tune":
-        return said_of_training(job.tuning) if job.tuning else "starting"
+        return f"{job.tuning.stage} {said_of_training(job.tuning)}".rstrip() if job.tuning else "starting"
     return said(job.progress)
 
 
 def said_of_training(at: TuneProgress) -> str:
-    """As "step 40/200, loss 1.312, held-out loss 1.405, 310 tokens/s, 4:20 left"."""
-    parts = [f"step {at.step}/{at.steps}" if at.steps else at.stage]
-    if at.stage != "training" and at.steps:
-        parts.append(at.stage)
+    """As "step 40/200, loss 1.312, held out 1.405, 310 tokens/s, 4:20 left"; empty before the first step."""
+    parts = [f"step {at.step}/{at.steps}"] if at.steps else []
     if at.loss is not None:
         parts.append(f"loss {at.loss:.4g}")
     if at.eval_loss is not None:
-        parts.append(f"held-out loss {at.eval_loss:.4g}")
+        parts.append(f"held out {at.eval_loss:.4g}")
     if at.reward is not None:
         parts.append(f"reward {at.reward:.4g}")
     if at.tokens_per_second:
         parts.append(f"{at.tokens_per_second:.0f} tokens/s")
     if at.seconds_left:
-        parts.append(f"{_clock(at.seconds_left)} left")
+        parts.append(f"{clock(at.seconds_left)} left")
     return ", ".join(parts)
 
 
-def _clock(seconds: float) -> str:
-    return f"{int(seconds) // 60}:{int(seconds) % 60:02}"
+def clock(seconds: float) -> str:
+    """As 3:20, or 1:02:05."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def said(at: Progress) -> str:
@@ -90,7 +92,7 @@ def said(at: Progress) -> str:
     if at.chunks_per_second:
         parts.append(f"{at.chunks_per_second:g} a second")
     if at.seconds_left:
-        parts.append(f"{_clock(at.seconds_left)} left")
+        parts.append(f"{clock(at.seconds_left)} left")
     return ", ".join(parts)
 
 

@@ -12,7 +12,7 @@ from starlette.datastructures import UploadFile
 from ingest.errors import InvalidError, UnavailableError
 from ingest.schemas import Labels
 from ingest.sync import SIDECAR, read_sidecar
-from service.schemas import UploadFields
+from service.schemas_jobs import UploadFields
 
 MAX_FILES = 1000  # of one request
 MAX_NAME = 255 - len(SIDECAR)  # bytes of a part of a path

@@ -9,7 +9,7 @@ from watchfiles import Change, watch
 
 from ingest.errors import GraftError, UnavailableError
 from service.client import Client
-from service.schemas import IngestRequest, Job
+from service.schemas_jobs import IngestRequest, Job
 from service.show import escape, summary
 
 QUIET_MS = 800  # after the last change of a burst, before it is taken in

@@ -20,7 +20,7 @@ from eval.conversations import (
 from eval.schemas import RetrievalRun
 from ingest.parse import ParseOptions, parse
 from service.client import Client
-from service.schemas import IngestRequest
+from service.schemas_jobs import IngestRequest
 
 EXAMPLES = CHECKOUT / "examples"
 

@@ -23,7 +23,7 @@ from eval.schemas import Case, DataSet, Document, RetrievalRun, RunFacts
 from ingest.catalog import now
 from ingest.errors import InvalidError, NotFoundError
 from service.client import Client
-from service.schemas import Job
+from service.schemas_jobs import Job
 
 TEXTS = {
     "a/b": ("Submersible pumps", "The impeller of the Heron is made of white iron."),

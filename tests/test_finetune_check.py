@@ -21,7 +21,7 @@ from ingest.settings import IngestSettings
 from service.base_model import read_base
 from service.preflight import AdapterRefusedError, digest_of
 from service.prompt import CURRENT
-from service.schemas import Checked
+from service.schemas_adapters import Checked
 from service.settings import ServiceSettings
 
 pytestmark = pytest.mark.slow

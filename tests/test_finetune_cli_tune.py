@@ -16,8 +16,8 @@ from typer.testing import CliRunner, Result
 from finetune.base_folder import find_base
 from finetune.cli_tune import tune
 from finetune.runs import read_manifest
-from finetune.show_training import clock, said
 from ingest.errors import ConflictError, GraftError, NotFoundError, SettingsError
+from service.show import clock, said_of_training
 from service.tuning import TuneProgress
 
 app = typer.Typer()
@@ -108,8 +108,8 @@ def test_progress_is_said_in_a_line() -> None:
     at = TuneProgress(
         stage="training", step=12, steps=40, loss=1.23456, eval_loss=1.3, tokens_per_second=165.4, seconds_left=200
     )
-    assert said(at) == "step 12/40, loss 1.235, held out 1.3, 165 tokens/s, 3:20 left"
-    assert said(TuneProgress(stage="loading")) == ""
+    assert said_of_training(at) == "step 12/40, loss 1.235, held out 1.3, 165 tokens/s, 3:20 left"
+    assert said_of_training(TuneProgress(stage="loading")) == ""
     assert (clock(59.6), clock(3725)) == ("1:00", "1:02:05")
 
 

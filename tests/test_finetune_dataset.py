@@ -93,6 +93,28 @@ def test_an_answer_cites_the_passages_that_hold_it_wherever_they_stand(rows: tup
     assert ranks == {1, 2, 3}
 
 
+def test_no_row_shows_a_document_that_is_held_out(client: Client, place: Placed, models: Path) -> None:
+    """Where all lie in one collection, the retriever finds those too."""
+    counter = token_counter("smollm2-135m-instruct", models)
+    asked = plant().model_copy(update={"cases": plant().cases[:3]})  # about the pump
+    parts = client, asked, place, built_in("tuned-1"), Mix(refusals=0.5, seed=5), counter
+
+    def shown(held_out: frozenset[str]) -> set[str]:
+        rows = raft_rows(*parts, held_out=held_out).rows
+        texts = " ".join(row.prompt[-1].content for row in rows)
+        return {part for part in PARTS if f"The {part}:" in texts or f"of the {part} " in texts}
+
+    others = shown(frozenset()) - {"pump"}
+    assert others
+    assert shown(frozenset(others)) & others == set()
+
+
+def test_a_prompt_without_passages_gives_no_rows(client: Client, place: Placed, models: Path) -> None:
+    counter = token_counter("smollm2-135m-instruct", models)
+    with pytest.raises(InvalidError, match="shows no passages"):
+        raft_rows(client, plant(), place, built_in("plain-1"), Mix(prompt="plain-1"), counter)
+
+
 def test_a_refusal_has_no_passage_that_holds_the_answer(rows: tuple[SftRow, ...]) -> None:
     refusals = [row for row in rows if row.source.kind == "refusal"]
     assert {row.completion[0].content for row in refusals} == {REFUSAL}

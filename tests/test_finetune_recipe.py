@@ -103,3 +103,17 @@ def test_what_reads_recipes_and_rows_loads_no_training_stack() -> None:
     run = "import sys, finetune.train, finetune.cli_tune; print({'torch', 'transformers', 'trl'} & set(sys.modules))"
     said = subprocess.run([sys.executable, "-c", run], capture_output=True, text=True, check=True, timeout=60)
     assert said.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize(
+    "setting", ["max_length=long", "max_length=1.5", "seed=true", "per_device_train_batch_size=auto"]
+)
+def test_a_number_that_is_none_is_refused_by_name_before_anything_trains(setting: str) -> None:
+    name = setting.partition("=")[0]
+    with pytest.raises(InvalidError, match=f"{name} = .* give a whole number"):
+        read_recipe("sft-lora", [setting]).whole(name, 8)
+
+
+def test_no_code_of_a_hub_is_named_as_an_attention() -> None:
+    with pytest.raises(InvalidError, match="attn_implementation"):
+        read_recipe("sft-lora", ["attn_implementation=somebody/kernel"])

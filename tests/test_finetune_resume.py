@@ -139,6 +139,9 @@ def test_a_finished_run_is_not_trained_over_unless_it_is_asked_for(
     asked = asked_of(rows, base)
     with pytest.raises(ConflictError, match="holds a finished run: add --restart"):
         tune(asked, out)
+    with pytest.raises(ConflictError, match="holds a finished run: add --restart"):
+        tune(recipe("sft-ia3", rows, base, "max_steps=1"), out)
+    assert (out / "adapter_model.safetensors").read_bytes() == (unbroken / "adapter_model.safetensors").read_bytes()
     manifest = tune(recipe("sft-ia3", rows, base, "max_steps=1"), out, restart=True)
     assert manifest.weights == "ia3"
     assert json.loads((out / "adapter_config.json").read_text())["peft_type"] == "IA3"

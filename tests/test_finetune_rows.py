@@ -372,10 +372,14 @@ def info(tmp_path: Path) -> Path:
         "hub": {"hf_hub_url": "somebody/rows"},
         "script": {"script_url": "rows"},
         "gone": {"file_name": "gone.json"},
+        "above": {"file_name": "../rows.json"},
+        "away": {"file_name": "/etc/hostname"},
+        "link": {"file_name": "link.json"},
         "typo": {"file_name": "alpaca.json", "columns": {"promt": "q"}},
     }  # fmt: skip
     path = tmp_path / "dataset_info.json"
     path.write_text(json.dumps(entries))
+    (tmp_path / "link.json").symlink_to("/etc/hostname")
     return path
 
 
@@ -412,6 +416,9 @@ def test_what_is_not_read_of_llamafactory(info: Path) -> None:
         ("hub", "'hub' is at hf_hub_url 'somebody/rows', and nothing is fetched"),
         ("script", "script_url"),
         ("gone", "its file 'gone.json' is not in"),
+        ("above", "lies outside"),
+        ("away", "lies outside"),
+        ("link", "lies outside"),
         ("typo", "columns.promt"),
         ("nobody", "there is no data set 'nobody'; those with a file are alpaca, share"),
         ("hub,gone", "'gone'"),

@@ -3,6 +3,7 @@
 import json
 import signal
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from tune_worker import rows, worker
 
 from finetune.hardware import free_memory
 from finetune.hooks import Hooks, StoppedError
+from finetune.job import Job, Order, Said
 from finetune.memory import estimate
 from finetune.recipe import read_recipe
 from finetune.room import room_for
@@ -31,7 +33,7 @@ from finetune.settings import FinetuneSettings
 from finetune.train import read_data, train
 from ingest.errors import InvalidError, UnavailableError
 from ingest.settings import IngestSettings
-from service.tuning import TuneProgress
+from service.tuning import TunePayload, TuneProgress
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(700)]
 STEPS = 24
@@ -211,3 +213,24 @@ def test_a_training_that_does_not_fit_waits_or_pauses_the_engine(tmp_path: Path,
         until(lambda: service.http.get("/engine").json()["state"] == "up", 60)
         assert "paused" not in service.ask("Is anybody there?").text
         assert "graft_engine_restarts_total 0.0" in service.http.get("/metrics").text
+
+
+def test_a_job_that_was_cancelled_registers_nothing(
+    bench: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its cancel may come when the training is done and the check under way."""
+    monkeypatch.setenv("GRAFT_HOME", str(bench.home))
+    monkeypatch.setenv("GRAFT_URL", bench.url)
+    asked = read_recipe("sft-lora", [*settings_for(bench), f"data={bench.root / 'rows.jsonl'}", "max_steps=1"])
+    settings, out = FinetuneSettings(trackers=()), tmp_path / "out"
+    train(asked, out=out, settings=settings, models=bench.home, home=bench.home)
+    payload = TunePayload(recipe="sft-lora", settings=(), data="rows", run="late", check=False)
+    before, stop = bench.http.get("/adapters").json(), threading.Event()
+
+    def cancel_at_the_check(said: Said) -> None:
+        if said.progress and said.progress.stage == "checking":
+            stop.set()
+
+    with pytest.raises(StoppedError):
+        Job(Order(part="finish", payload=payload, out=out), cancel_at_the_check, stop).finish()
+    assert bench.http.get("/adapters").json() == before

@@ -32,7 +32,7 @@ from service.base_model import BaseModel, read_base
 from service.generate import Generator
 from service.metrics import Metrics
 from service.preflight import Limits, digest_of, take_in
-from service.schemas import Checked
+from service.schemas_adapters import Checked
 from service.settings import ServiceSettings
 
 numbers = count(500)  # seeds: weights of each test's own

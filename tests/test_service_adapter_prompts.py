@@ -59,6 +59,12 @@ def test_the_prompt_is_the_adapters_own_and_the_collections_goes_before_it(servi
     assert version(service, adapter=name) == ("cited-1", [])
 
 
+@pytest.mark.parametrize("languages", [5, "en", [1], {"en": 1}])
+def test_languages_that_are_none_are_not_there(service: Service, register: Any, languages: Any) -> None:
+    answer = service.answer(adapter=register(1, languages=languages))
+    assert answer["finish_reason"] == "stop"
+
+
 def test_what_is_sent_is_that_prompt(service: Service, wire: WireEngine, register: Any) -> None:
     service.answer(adapter=register(1, prompt_version="brief-1"))
     assert "How often is filter F-2 changed?" in wire.last().body["messages"][0]["content"]

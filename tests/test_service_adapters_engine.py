@@ -20,7 +20,7 @@ from finetune import check_prompts
 from finetune.check import check_adapter, record
 from ingest.settings import IngestSettings
 from service.prompt import CURRENT
-from service.schemas import Checked
+from service.schemas_adapters import Checked
 from service.settings import ServiceSettings
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(900)]

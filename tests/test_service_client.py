@@ -15,13 +15,8 @@ from ingest.errors import (
     UnavailableError,
 )
 from service.client import Client
-from service.schemas import (
-    CollectionSettings,
-    FeedbackRequest,
-    IngestRequest,
-    QueryRequest,
-    SearchRequest,
-)
+from service.schemas import CollectionSettings, FeedbackRequest, QueryRequest, SearchRequest
+from service.schemas_jobs import IngestRequest
 
 NOBODY = "00000000-0000-4000-8000-000000000000"
 

@@ -14,7 +14,8 @@ from service_fixtures import IMPELLER, Service, WireEngine, running, write
 from ingest.errors import ForbiddenError, NotFoundError, SettingsError
 from service.client import Client
 from service.principals import Keys, Principal
-from service.schemas import IngestRequest, QueryRequest, SearchRequest
+from service.schemas import QueryRequest, SearchRequest
+from service.schemas_jobs import IngestRequest
 from service.settings import ServiceSettings
 from service.up import check_address
 

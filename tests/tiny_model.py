@@ -10,8 +10,10 @@ from service.settings import ServiceSettings
 _TEXT_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json")
 
 
-def tiny_model(folder: Path) -> Path:
-    """A model folder as the bundled one's, made anew in `folder`: 3.2 million float32 parameters, the same in each run."""
+def tiny_model(folder: Path, heads: int = 4) -> Path:
+    """A model folder as the bundled one's, made anew in `folder`: 3.2 million float32 parameters, the same in each run. vLLM
+    takes it with two heads, of 32 each.
+    """
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -25,9 +27,9 @@ def tiny_model(folder: Path) -> Path:
         hidden_size=64,
         intermediate_size=128,
         num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=16,
+        num_attention_heads=heads,
+        num_key_value_heads=heads // 2,
+        head_dim=64 // heads,
         max_position_embeddings=2048,
         rms_norm_eps=like["rms_norm_eps"],
         rope_parameters=like["rope_parameters"],

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Response
 
 from service.adapters import ALL, Adapter, pinned, standing
 from service.deps import Parts, WithAdmin, WithParts, WithPrincipal
-from service.schemas import ActivateRequest, AdapterView, Checked, Move, RegisterRequest, RollbackRequest
+from service.schemas_adapters import ActivateRequest, AdapterView, Checked, Move, RegisterRequest, RollbackRequest
 
 router = APIRouter(prefix="/adapters", tags=["adapters"])
 
@@ -84,12 +84,10 @@ async def _view(parts: Parts, adapter: Adapter) -> AdapterView:
 
 
 def view(adapter: Adapter, pointers: dict[str, str | None]) -> AdapterView:
-    manifest = adapter.manifest or {}
-    parent = manifest.get("parent")
     return AdapterView(
         **adapter.model_dump(exclude={"config", "retired_at"}),
-        parent=parent if isinstance(parent, str) else None,
-        checked=standing(manifest, adapter.digest),
+        parent=adapter.parent,
+        checked=standing(adapter.manifest, adapter.digest),
         live=pointers.get(ALL) == adapter.name,
         collections=tuple(pinned(pointers, adapter.name)),
     )

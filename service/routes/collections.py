@@ -11,15 +11,8 @@ from ingest.errors import InvalidError
 from service.deps import Parts, WithAdmin, WithParts, WithPrincipal
 from service.jobs import DumpPayload, LoadPayload, ReindexPayload
 from service.routes.jobs import allowed
-from service.schemas import (
-    CollectionName,
-    CollectionSettings,
-    CollectionView,
-    IndexView,
-    Job,
-    MoveRequest,
-    ReindexRequest,
-)
+from service.schemas import CollectionName, CollectionSettings, CollectionView, IndexView
+from service.schemas_jobs import Job, MoveRequest, ReindexRequest
 
 router = APIRouter(prefix="/collections", tags=["collections"])
 

@@ -11,7 +11,8 @@ from ingest.schemas import Frozen, Heading, PageSpan
 from service import uploads
 from service.deps import Parts, WithAdmin, WithParts, WithPrincipal
 from service.jobs import IngestPayload
-from service.schemas import CollectionName, DocumentView, Job, UploadFields
+from service.schemas import CollectionName, DocumentView
+from service.schemas_jobs import Job, UploadFields
 
 router = APIRouter(prefix="/documents", tags=["documents"])
 FORM: dict[str, Any] = {

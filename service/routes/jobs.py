@@ -14,7 +14,8 @@ from ingest import reader, remote
 from ingest.errors import ForbiddenError, InvalidError
 from service.deps import Parts, WithAdmin, WithParts
 from service.jobs import ENDED, IngestPayload
-from service.schemas import CollectionName, IngestRequest, Job
+from service.schemas import CollectionName
+from service.schemas_jobs import IngestRequest, Job
 
 router = APIRouter(tags=["ingest"])
 

@@ -12,13 +12,12 @@ from fastapi import APIRouter
 from ingest.errors import ForbiddenError, InvalidError
 from service.deps import Parts, WithAdmin, WithParts
 from service.engine import LocalEngine
-from service.schemas import EngineView, Job, PauseRequest, TuneRequest
+from service.schemas_jobs import EngineView, Job, PauseRequest, TuneRequest
 from service.tuning import DATASETS, RUNS, TunePayload
 
 router = APIRouter(tags=["training"])
 NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")  # of a data set; of a model, also as a hub has it
 DATA_KEYS = frozenset({"data", "eval_data"})
-PLACE_KEYS = frozenset({"base", "parent"})
 # Settings that read, write or run what the roots do not cover.
 LOCAL_KEYS = re.compile(r"(^|_)(dir|path|file|config|hub|code|url|checkpoint|deepspeed|init_kwargs)(_|$)")
 
@@ -66,7 +65,7 @@ def _payload(body: TuneRequest, parts: Parts) -> TunePayload:
     weights = (parts.ingest.home / RUNS, parts.adapters.registry.folder, parts.ingest.models, *roots)
     return TunePayload(
         recipe=body.recipe,
-        settings=tuple(_setting(one, weights) for one in body.settings),
+        settings=tuple(_setting(one, weights, parts.adapters.registry.folder) for one in body.settings),
         data=_data(body.data, parts.ingest.home / DATASETS, roots),
         run=f"{body.label or body.recipe}-{uuid.uuid4().hex[:8]}",
         collection=body.collection,
@@ -80,7 +79,8 @@ def _payload(body: TuneRequest, parts: Parts) -> TunePayload:
 
 def _data(named: str, datasets: Path, roots: Sequence[Path]) -> str:
     """A name is looked for among the data sets, a path below the roots; "FILE#NAME" is one of those that FILE lists."""
-    place, mark, one = named.partition("#")
+    listed, mark, one = named.partition(".json#")
+    place, mark = (f"{listed}.json", "#") if mark else (named, "")
     if NAME.fullmatch(place):
         for found in (datasets / place, datasets / f"{place}.jsonl"):
             if found.exists():
@@ -95,15 +95,19 @@ def _data(named: str, datasets: Path, roots: Sequence[Path]) -> str:
     return f"{target}{mark}{one}"
 
 
-def _setting(setting: str, roots: Sequence[Path]) -> str:
-    """As it is given, unless it names what a request may not. Raises ForbiddenError, InvalidError."""
+def _setting(setting: str, roots: Sequence[Path], adapters: Path) -> str:
+    """As it is given, unless it names what a request may not; a parent may be the name of a registered adapter. Raises
+    ForbiddenError, InvalidError.
+    """
     key, _, text = (part.strip() for part in setting.partition("="))
     name, value = key.rpartition(".")[2], text.strip("\"'")
     if name in DATA_KEYS:
         raise InvalidError(f"settings: {key!r} is not set here; give the rows as data")
     if LOCAL_KEYS.search(name):
         raise ForbiddenError(f"settings: {key!r} may not be set by a request; run `graft tune` on the machine itself")
-    if name in PLACE_KEYS and not NAME.fullmatch(value):
+    if name == "parent" and NAME.fullmatch(value) and (adapters / value).is_dir():
+        value = str(adapters / value)
+    if name == "parent" or (name == "base" and not NAME.fullmatch(value)):
         return f"{key}={str(_below(value, roots, f'settings: {key}'))!r}"
     return setting
 
