@@ -26,6 +26,8 @@ from eval.schemas import AnswerCase
 from service.client import Client
 
 PAIRS = 400
+FAULTS = ("unsupported", "wrong", "miscited")  # that the adapter still has: it cites, and it refuses enough
+RATE = "5e-5"
 
 
 def run(options: Options) -> list[Row]:
@@ -53,10 +55,12 @@ def run(options: Options) -> list[Row]:
 def _tuned(scratch: Path, before: Path, quick: bool) -> Path:
     pairs, after = scratch / "pairs.jsonl", scratch / "preferred"
     if not pairs.exists():
-        graft(["dataset", "preferences", str(scratch / "rows.jsonl"), "--out", str(pairs)])
+        kept = [part for one in FAULTS for part in ("--fault", one)]
+        graft(["dataset", "preferences", str(scratch / "rows.jsonl"), "--out", str(pairs), *kept])
     if not (after / "manifest.json").exists():
         more = ["--set", "max_steps=4"] if quick else ["--set", f"max_rows={PAIRS}"]
-        graft(["tune", "dpo-lora", "--data", str(pairs), "--set", f"parent={before}", "--out", str(after), *more])
+        more += ["--set", f"learning_rate={RATE}", "--set", f"parent={before}"]
+        graft(["tune", "dpo-lora", "--data", str(pairs), "--out", str(after), *more])
     return after
 
 

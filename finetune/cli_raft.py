@@ -13,6 +13,7 @@ from eval.cli_retrieval import check_writable, ended_by_signal
 from eval.collection import placed
 from eval.schemas import DataSet
 from finetune.frozen import Card, described, freeze, refuse_existing, sha256_of, without_leaks
+from finetune.schemas import FAULTS, Fault, SftRow
 from ingest.errors import InvalidError
 from service.cli_options import JsonOption, connected, ingest_settings, service_settings
 from service.show import err, escape, out, write_json
@@ -65,7 +66,6 @@ def raft(
 ) -> None:
     """Makes rows by retrieving for each question: gold passages among others, answers that cite, and refusals."""
     from finetune.dataset import Mix, raft_rows
-    from finetune.schemas import SftRow
     from finetune.tokens import token_counter
 
     refuse_existing(to)
@@ -109,28 +109,31 @@ def preferences(
         bool,
         typer.Option("--every", help="A pair for each fault that fits, as a reward model wants them; not one a row."),
     ] = False,
+    fault: Annotated[
+        list[Fault] | None, typer.Option(help="Only pairs with this one rejected; may be given several times.")
+    ] = None,
     seed: SeedOption = 17,
     to_json: JsonOption = None,
 ) -> None:
     """Makes preference rows of answers' rows: right and cited, against wrong, uncited or without support."""
     from finetune.preferences import preference_rows
     from finetune.rows import read_rows
-    from finetune.schemas import SftRow
 
     refuse_existing(to)
     rows = read_rows(rows_file, "sft")
     asked = [row for row in rows.rows if isinstance(row, SftRow)]
-    made = preference_rows(asked, seed, every)
+    faults = tuple(dict.fromkeys(fault or FAULTS))
+    made = preference_rows(asked, seed, every, faults)
     paired = {row.prompt for row in made}
     lost = sum(row.prompt not in paired for row in asked)
     if not made:
-        raise InvalidError(f"{str(rows_file)!r} has no row with numbered passages and an answer to make a pair of")
+        raise InvalidError(f"{str(rows_file)!r} has no row with numbered passages and an answer to make such a pair of")
     card = freeze(
         made,
         to,
         method="dpo",
         prompt_version=rows.prompt_version,
-        made_by={"command": "preferences", "seed": seed, "every": every},
+        made_by={"command": "preferences", "seed": seed, "every": every, "faults": faults},
         sources=[{"name": rows.name or rows_file.name, "sha256": rows.digest}],
         left_out={"no fault could be made of it": lost} if lost else None,
     )

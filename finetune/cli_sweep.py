@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from finetune.cli_tune import _settings, _with
+from finetune.cli_options import finetune_settings, with_rows
 from service.cli_options import JsonOption, ingest_settings, service_settings
 from service.show import escape, out, write_json
 
@@ -73,7 +73,7 @@ def sweep(
     for file in (to, write, page):
         check_writable(str(file) if file else None)
     chosen = read_recipe(recipe, settings or ())
-    chosen = _with(chosen, data, eval_data, base or chosen.model.base or service_settings(None).model)
+    chosen = with_rows(chosen, data, eval_data, base or chosen.model.base or service_settings(None).model)
     ingest = ingest_settings()
     where = storage if storage is None or "://" in storage else Path(storage)
     plan = Plan(
@@ -82,7 +82,7 @@ def sweep(
     )  # fmt: skip
     require_stack()
     with ended_by_signal():
-        swept = run(plan, _settings(), ingest.models, ingest.home, say_trial)
+        swept = run(plan, finetune_settings(), ingest.models, ingest.home, say_trial)
     _leave(swept, write, page)
     if to:
         write_json(swept, to)

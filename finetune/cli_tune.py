@@ -4,13 +4,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from pydantic import ValidationError
 from rich.table import Table
 
+from finetune.cli_options import finetune_settings, with_rows
 from finetune.retrieval_recipe import about as about_retrieval
 from finetune.retrieval_recipe import is_retrieval, retrieval_recipes
-from finetune.settings import FinetuneSettings
-from ingest.errors import InvalidError, SettingsError
+from ingest.errors import InvalidError
 from service.cli_options import JsonOption, ingest_settings, service_settings
 from service.show import err, escape, out, write_json
 
@@ -76,7 +75,7 @@ def tune(
             base=base,
             to=to,
             restart=restart,
-            finetune=_settings(),
+            finetune=finetune_settings(),
         )
         return
     if split or collection or apply:
@@ -85,7 +84,7 @@ def tune(
             "`graft adapters add`"
         )
     chosen, factory_out = _recipe(recipe, settings or (), llamafactory, ignore_unknown)
-    chosen = _with(chosen, data, eval_data, base or chosen.model.base or service_settings(None).model)
+    chosen = with_rows(chosen, data, eval_data, base or chosen.model.base or service_settings(None).model)
     from finetune.train import require_stack
 
     require_stack()
@@ -100,7 +99,7 @@ def _train(recipe: "Recipe", to_folder: Path | None, to: str | None, restart: bo
     from finetune.show_training import print_summary, shown
     from finetune.train import read_data, train
 
-    settings, ingest = _settings(), ingest_settings()
+    settings, ingest = finetune_settings(), ingest_settings()
     refuse_unknown(recipe)
     folder = find_base(recipe.model.base, ingest.models)
     data = read_data(recipe)
@@ -144,12 +143,6 @@ def _recipe(
     return with_settings(found.recipe, settings), found.out
 
 
-def _with(recipe: "Recipe", data: Path | None, eval_data: Path | None, base: str) -> "Recipe":
-    given = {name: path for name, path in (("data", data), ("eval_data", eval_data)) if path is not None}
-    rows, model = recipe.data.model_copy(update=given), recipe.model.model_copy(update={"base": base})
-    return recipe.model_copy(update={"data": rows, "model": model})
-
-
 def _report(recipe: "Recipe", data: "Split", base: Path, share: float) -> None:
     """What the rows are like, and the memory that the run will take. Raises UnavailableError where it is not free."""
     from finetune.hardware import free_memory
@@ -174,11 +167,3 @@ def _list() -> None:
     for name in retrieval_recipes():
         table.add_row(name, escape(about_retrieval(name)))
     out.print(table)
-
-
-def _settings() -> FinetuneSettings:
-    try:
-        return FinetuneSettings()
-    except ValidationError as error:
-        said = "; ".join(f"FINETUNE_{str(one['loc'][0]).upper()}: {one['msg']}" for one in error.errors())
-        raise SettingsError(f"a setting does not fit: {said}; docs/settings.md lists them") from error

@@ -35,9 +35,12 @@ LOOK_SECONDS = 2.0  # between two looks at what is waited for
 
 
 class Order(Frozen):
+    """`holder`: of the engine's pause, if it is paused."""
+
     part: Literal["train", "finish"]
     payload: TunePayload
     out: Path
+    holder: str
 
 
 class Said(Frozen):
@@ -68,10 +71,11 @@ class Job:
             return
         recipe = self._recipe()
         refuse_unknown(recipe)  # before anything is waited for
-        runs.parents_manifest(recipe)
+        runs.manifests_before(recipe)
         for point in logged(self.order.out):
             self.say(Said(point=point))
-        with room_for(recipe, self.payload.pause_engine, self.settings, self.ingest, self._wait):
+        holder = self.order.holder if self.payload.pause_engine else None
+        with room_for(recipe, holder, self.settings, self.ingest, self._wait):
             hooks = Hooks(self._progress, self.stop.is_set, (_points_to(self.say),))
             while True:
                 self._unless_stopped()

@@ -18,8 +18,8 @@ from finetune.schemas import Method
 from finetune.training_names import training_names
 from ingest.errors import InvalidError, NotFoundError
 
-METHODS: tuple[Method, ...] = ("sft", "dpo", "kto")
-_STAGES = {"pt": "pre-training", "rm": "a reward model", "ppo": "PPO"}
+METHODS: dict[str, Method] = {"sft": "sft", "dpo": "dpo", "kto": "kto", "rm": "reward"}  # by stage
+_STAGES = {"pt": "pre-training", "ppo": "PPO, which has a recipe of its own here: graft tune ppo"}
 _LOSSES = ("sigmoid", "hinge", "ipo")  # of DPO, that TRL has by the same name
 _ATTENTION = {"auto": None, "disabled": "eager", "sdpa": "sdpa", "fa2": "flash_attention_2", "fa3": "flash_attention_3"}
 _RENAMED = {"warmup_ratio": "warmup_steps", "evaluation_strategy": "eval_strategy", "no_cuda": "use_cpu"}
@@ -153,10 +153,10 @@ def _value(value: Any) -> Any:
 
 def _method(said: _Said) -> Method:
     stage = said.keys.get("stage", "sft")
-    if stage in METHODS:
-        return stage  # type: ignore[no-any-return]  # mypy does not narrow Any
+    if isinstance(stage, str) and stage in METHODS:
+        return METHODS[stage]
     named = f" ({_STAGES[stage]})" if isinstance(stage, str) and stage in _STAGES else ""
-    said.wrong.append(f"stage: {stage!r}{named} is not trained here; there are {', '.join(METHODS)}")
+    said.wrong.append(f"stage: {stage!r}{named} is not read; there are {', '.join(METHODS)}")
     return "sft"
 
 
@@ -237,7 +237,7 @@ def _training(said: _Said, method: Method) -> dict[str, Any]:
             found[name] = value
     if said.yes("disable_gradient_checkpointing"):
         found["gradient_checkpointing"] = False
-    if method == "sft":
+    if method in ("sft", "reward"):
         return found
     found["beta"] = said.number("pref_beta", 0.1)
     weight = said.number("pref_ftx", 0.0)

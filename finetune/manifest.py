@@ -11,7 +11,7 @@ from finetune.base_folder import revision, tokenizer_digest
 from finetune.curve import best_step
 from finetune.recipe import Recipe
 from finetune.run import Run, Trained
-from finetune.runs import parents_manifest, settled
+from finetune.runs import manifests_before, settled
 from finetune.schemas import Manifest, Method, Row, Rows, who_may_see
 from ingest.catalog import now
 from ingest.language import detect
@@ -31,7 +31,8 @@ def manifest_of(run: Run, rows: Rows, trained: Trained, seconds: float) -> Manif
     base = read_base(str(run.base.absolute()), None)
     trainable, everything = methods.counts(trained.trainer.model)
     used = (*run.learn.rows, *run.held_out.rows)
-    before = parents_manifest(run.recipe)  # the weights hold what they were trained on then, too
+    parent, judge = manifests_before(run.recipe)
+    before = [one for one in (parent, judge) if one is not None]  # the weights hold what these were trained on, too
     why_not = NOT_SERVED.get(run.recipe.method) or methods.why_not_servable(run.recipe.trained)
     return Manifest(
         created_at=now(),
@@ -44,11 +45,16 @@ def manifest_of(run: Run, rows: Rows, trained: Trained, seconds: float) -> Manif
         rows=len(run.learn.rows) - trained.left_out,
         held_out_rows=len(run.held_out.rows),
         documents=tuple(
-            sorted({one for row in used for one in row.source.documents}.union(before.documents if before else ()))
+            sorted(
+                {
+                    *(one for row in used for one in row.source.documents),
+                    *(one for it in before for one in it.documents),
+                }
+            )
         ),
-        acl=who_may_see([*(row.source.acl for row in used), *([before.acl] if before else [])]),
-        prompt_version=rows.prompt_version or (before.prompt_version if before else None),
-        languages=tuple(dict.fromkeys((*languages_of(used), *(before.languages if before else ())))),
+        acl=who_may_see([*(row.source.acl for row in used), *(it.acl for it in before)]),
+        prompt_version=rows.prompt_version or (parent.prompt_version if parent else None),
+        languages=tuple(dict.fromkeys((*languages_of(used), *(parent.languages if parent else ())))),
         base=base.identity,
         base_revision=revision(run.base),
         parent=_parent(run.recipe),

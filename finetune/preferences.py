@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from eval.answer_metrics import contains, markers, plain
 from finetune.prompt_rows import passages_of, question_of
-from finetune.schemas import Message, PreferenceRow, SftRow
+from finetune.schemas import FAULTS, Fault, Message, PreferenceRow, SftRow
 from service.refusal import is_refusal, refusal
 
 _NUMBER = re.compile(r"\d[\d,.]*\d|\d")
@@ -14,16 +14,17 @@ _NAME = re.compile(r"(?:[A-Z][\w’'-]+(?: (?:of|the|and|de) (?=[A-Z]))?[ ]?){1,
 _DECIDED = re.compile(r"(?:is|are|was|were|do|does|did|can|could|should|will|would|has|have|had)\b", re.I)
 
 
-def preference_rows(rows: Sequence[SftRow], seed: int, every: bool = False) -> list[PreferenceRow]:
-    """One of each row that has passages and an answer; which fault is rejected goes with chance; with `every`, one of each
-    fault that fits. `source.kind` names it:
-    "wrong" (another passage's words, cited), "uncited", "miscited", "refused" though the answer is there, or
-    "unsupported" where it is not.
+def preference_rows(
+    rows: Sequence[SftRow], seed: int, every: bool = False, faults: Sequence[Fault] = FAULTS
+) -> list[PreferenceRow]:
+    """One of each row that has passages and an answer; which of `faults` is rejected goes with chance; with `every`, one of
+    each that fits. `source.kind` names it: "wrong" (another passage's words, cited), "uncited", "miscited", "refused" though
+    the answer is there, or "unsupported" where it is not.
     """
     chance = random.Random(seed)
     found = []
     for row in rows:
-        rejected = list(_rejected(row, chance))
+        rejected = [one for one in _rejected(row, chance) if one[0] in faults]
         for kind, words in rejected if every else [chance.choice(rejected)] if rejected else []:
             found.append(
                 PreferenceRow(
@@ -36,7 +37,7 @@ def preference_rows(rows: Sequence[SftRow], seed: int, every: bool = False) -> l
     return found
 
 
-def _rejected(row: SftRow, chance: random.Random) -> Iterator[tuple[str, str]]:
+def _rejected(row: SftRow, chance: random.Random) -> Iterator[tuple[Fault, str]]:
     if not row.completion:
         return
     said = row.completion[-1].content

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from functools import cache
 from itertools import takewhile
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from finetune.recipe import put_setting
 from ingest.errors import InvalidError, NotFoundError
@@ -15,6 +15,7 @@ from ingest.schemas import Frozen
 
 _FILES = Path(__file__).parent / "recipes" / "retrieval"
 RetrievalMethod = Literal["embedder", "reranker", "query-adapter"]
+Penalty = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class RetrievalModel(Frozen):
@@ -33,6 +34,12 @@ class RetrievalData(Frozen):
     max_rows: int | None = Field(default=None, ge=4)  # questions
     patience: int = Field(default=3, ge=0)  # evaluations without a better one; 0: no early stopping
 
+    @model_validator(mode="after")
+    def _some_to_learn_from(self) -> Self:
+        if self.held_out + self.stop >= 1:
+            raise ValueError("held_out and stop together leave no question to learn from: their sum must be below 1")
+        return self
+
 
 class Mining(Frozen):
     """Hard negatives are what our own search finds first and no judgement names. `negatives`: of a question. Of the first `depth`
@@ -41,7 +48,7 @@ class Mining(Frozen):
 
     negatives: int = Field(default=4, ge=0, le=50)
     depth: int = Field(default=50, ge=1, le=1000)
-    most_above: float = Field(default=0.05, ge=0)
+    most_above: float = Field(default=0.05, ge=0, allow_inf_nan=False)
 
 
 class Moving(Frozen):
@@ -49,8 +56,8 @@ class Moving(Frozen):
     the lowest loss on the stopping questions is taken. `pool`: passages that each question is told from, at most.
     """
 
-    scale: float = Field(default=20.0, gt=0)
-    penalties: tuple[float, ...] = Field(default=(10.0, 3.0, 1.0, 0.3, 0.1), min_length=1)
+    scale: float = Field(default=20.0, gt=0, le=1000)
+    penalties: tuple[Penalty, ...] = Field(default=(10.0, 3.0, 1.0, 0.3, 0.1), min_length=1)
     steps: int = Field(default=60, ge=1)
     pool: int = Field(default=4096, ge=16)
 
@@ -66,15 +73,31 @@ class RetrievalRecipe(Frozen):
     adapter: Moving = Moving()
     training: dict[str, Any] = {}
 
+    @model_validator(mode="after")
+    def _only_its_own(self) -> Self:
+        wrong = sorted(set(NOT_OF[self.method]) & self.model_fields_set)
+        if wrong:
+            raise ValueError(f"method = {self.method!r} has no [{wrong[0]}]")
+        if self.method == "query-adapter" and (others := sorted(self.training.keys() - {"seed"})):
+            raise ValueError(f"method = {self.method!r} has no training argument {others[0]!r}: it takes seed alone")
+        return self
+
     @property
     def seed(self) -> int:
         """Raises InvalidError."""
         given = self.training.get("seed", 17)
-        if not isinstance(given, int):
-            raise InvalidError(f"training argument seed = {given!r} does not fit: give a whole number")
+        if not isinstance(given, int) or isinstance(given, bool) or not 0 <= given < 2**32:
+            raise InvalidError(
+                f"training argument seed = {given!r} does not fit: give a whole number from 0 to 2**32 - 1"
+            )
         return given
 
 
+NOT_OF: dict[RetrievalMethod, tuple[str, ...]] = {
+    "embedder": ("adapter",),
+    "reranker": ("adapter",),
+    "query-adapter": ("mining",),
+}
 SECTIONS: dict[str, type[Frozen]] = {
     "model": RetrievalModel,
     "data": RetrievalData,

@@ -1,6 +1,7 @@
 """Room for a training beside the engine: waits until its estimate fits into what is free, or has the engine paused.
 
-A pause is a lease: it is lengthened while the training runs, so that the engine comes back by itself after a killed one.
+A pause is a lease of its holder's: it is lengthened while the training runs, so that the engine comes back by itself after a
+killed one, and one training's end is not that of another's pause.
 """
 
 import logging
@@ -18,7 +19,7 @@ from ingest.errors import GraftError, InvalidError, UnavailableError
 from ingest.settings import IngestSettings
 from service.client import Client
 from service.owner import find_owner
-from service.schemas_jobs import PauseRequest
+from service.schemas_jobs import PauseRequest, ResumeRequest
 from service.tuning import Waiting
 
 if TYPE_CHECKING:
@@ -39,9 +40,10 @@ class Waits(Protocol):
 
 @contextmanager
 def room_for(
-    recipe: Recipe, may_pause: bool, settings: FinetuneSettings, ingest: IngestSettings, wait: Waits
+    recipe: Recipe, holder: str | None, settings: FinetuneSettings, ingest: IngestSettings, wait: Waits
 ) -> Iterator[None]:
-    """Begins once the run fits; an engine that was paused for it stays so until the end, and its lease's.
+    """Begins once the run fits; an engine that was paused for it stays so until the end, and its lease's. `holder`: of the
+    pause; None: the engine is left alone.
 
     Raises InvalidError when this machine never has so much memory; what `wait` raises.
     """
@@ -55,16 +57,16 @@ def room_for(
             f"take {share:.0%} (FINETUNE_MEMORY_SHARE): {advice(recipe, estimated)}"
         )
     with ExitStack() as held:
-        pause_at = time.monotonic() if may_pause else float("inf")
-        besides = "" if may_pause else "; with pause_engine the engine is stopped meanwhile"
+        pause_at = float("inf") if holder is None else time.monotonic()
+        besides = "; with pause_engine the engine is stopped meanwhile" if holder is None else ""
         while True:
             try:
                 check_fits(estimated, free_memory(), share, recipe)
                 break
             except UnavailableError as error:
                 hint = str(error)
-            if time.monotonic() >= pause_at:
-                refused = _pause(estimated.bytes / share, ingest.home, held, wait)
+            if holder is not None and time.monotonic() >= pause_at:
+                refused = _pause(estimated.bytes / share, ingest.home, holder, held, wait)
                 if refused is None:
                     break
                 pause_at, besides = time.monotonic() + AGAIN_SECONDS, f"; {refused}"
@@ -81,13 +83,13 @@ def service_of(home: Path) -> Client:
     return Client(url, os.environ.get("GRAFT_API_KEY"))
 
 
-def _pause(needs: float, home: Path, held: ExitStack, wait: Waits) -> str | None:
+def _pause(needs: float, home: Path, holder: str, held: ExitStack, wait: Waits) -> str | None:
     """-> why it does not help; None: the memory is free, and the engine is stopped for as long as `held`."""
     from finetune.hardware import free_memory
 
     with ExitStack() as paused:
         try:
-            paused.enter_context(_paused(home))
+            paused.enter_context(_paused(home, holder))
         except GraftError as error:
             return f"the engine cannot be paused: {error}"
         end = time.monotonic() + PAUSED_SECONDS
@@ -96,14 +98,14 @@ def _pause(needs: float, home: Path, held: ExitStack, wait: Waits) -> str | None
                 held.enter_context(paused.pop_all())
                 return None
             wait()
-    resume_engine(home)
+    resume_engine(home, holder)
     return "without the engine it is not enough either"
 
 
 @contextmanager
-def _paused(home: Path) -> Iterator[None]:
+def _paused(home: Path, holder: str) -> Iterator[None]:
     """Raises GraftError when there is no engine to pause."""
-    lease, ended = PauseRequest(seconds=LEASE_SECONDS, why="training"), threading.Event()
+    lease, ended = PauseRequest(seconds=LEASE_SECONDS, why="training", holder=holder), threading.Event()
     with service_of(home) as client:
         client.pause_engine(lease)
 
@@ -124,11 +126,11 @@ def _paused(home: Path) -> Iterator[None]:
         lengthening.join()
 
 
-def resume_engine(home: Path) -> None:
+def resume_engine(home: Path, holder: str) -> None:
     """Called when this process has ended, by its worker: until then it holds memory that the engine will take."""
     try:
         with service_of(home) as client:
-            client.resume_engine()
+            client.resume_engine(ResumeRequest(holder=holder))
     except GraftError as error:
         logger.warning("the engine comes back by itself within %g s: %s", LEASE_SECONDS, error)
 

@@ -43,10 +43,15 @@ def read_manifest(out: Path) -> Manifest:
         raise InvalidError(f"{str(out / MANIFEST)!r} is not what `graft tune` writes: {error}") from error
 
 
-def parents_manifest(recipe: Recipe) -> Manifest | None:
-    """That of the adapter which a run goes on from; None where there is none, or another tool made it. Raises InvalidError."""
-    parent = recipe.trained.parent
-    return read_manifest(parent) if parent is not None and (parent / MANIFEST).is_file() else None
+def manifests_before(recipe: Recipe) -> tuple[Manifest | None, Manifest | None]:
+    """Those of the adapter which a run goes on from, and of the reward model that it learns by; None where there is none, or
+    another tool made it. Raises InvalidError.
+    """
+    parent, judge = (
+        read_manifest(one) if one is not None and (one / MANIFEST).is_file() else None
+        for one in (recipe.trained.parent, recipe.reward.reward_model)
+    )
+    return parent, judge
 
 
 def processes() -> int:

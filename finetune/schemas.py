@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import Field, model_validator
 
@@ -12,6 +12,8 @@ from service.schemas_adapters import Checked as Checked
 Method = Literal["sft", "dpo", "kto", "reward", "grpo", "ppo"]
 RewardName = Literal["citation_correct", "exact_match", "token_f1", "short", "refusal_right", "reward_model"]
 Weights = Literal["full", "layers", "lora", "qlora", "ia3", "bottleneck"]
+Fault = Literal["wrong", "uncited", "miscited", "refused", "unsupported"]  # of an answer that a pair rejects
+FAULTS: tuple[Fault, ...] = get_args(Fault)
 
 
 class Message(Frozen):

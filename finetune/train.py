@@ -61,7 +61,7 @@ def train(
     """
     require_stack()
     refuse_unknown(recipe)
-    runs.parents_manifest(recipe)  # one that cannot be read is said now, not when all is trained
+    runs.manifests_before(recipe)  # one that cannot be read is said now, not when all is trained
     quiet()
     started = time.perf_counter()
     base, (everything, learn, held_out) = find_base(recipe.model.base, models), data or read_data(recipe)

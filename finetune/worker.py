@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -162,16 +163,17 @@ class Worker:
     def _parts(self, payload: TunePayload, run: "_Run", notes: "_Notes") -> TuneResult | None:
         """-> what it left; None when it was stopped. Raises GraftError."""
         out = self.folder / payload.run
+        holder = f"{payload.run} {uuid.uuid4().hex[:8]}"  # of the pause; who takes the job over is another one
         self.folder.mkdir(parents=True, exist_ok=True)
         result = None
         for part in ("train", "finish"):
-            order = Order(part=part, payload=payload, out=out)
+            order = Order(part=part, payload=payload, out=out, holder=holder)
             try:
                 result = run.do(order, self.folder / f"{payload.run}.log", notes)
             finally:
                 notes.write()
                 if payload.pause_engine and part == "train":
-                    resume_engine(self.ingest.home)
+                    resume_engine(self.ingest.home, holder)
             if run.why is not None and result is None:
                 return None
         return result

@@ -41,7 +41,15 @@ from service.schemas import (
     Sentence,
 )
 from service.schemas_adapters import ActivateRequest, AdapterView, Checked, Move, RegisterRequest, RollbackRequest
-from service.schemas_jobs import EngineView, IngestRequest, Job, PauseRequest, ReindexRequest, TuneRequest
+from service.schemas_jobs import (
+    EngineView,
+    IngestRequest,
+    Job,
+    PauseRequest,
+    ReindexRequest,
+    ResumeRequest,
+    TuneRequest,
+)
 
 ERRORS: dict[int, type[GraftError]] = {
     401: ForbiddenError,
@@ -104,8 +112,8 @@ class Client:
     def pause_engine(self, request: PauseRequest) -> EngineView:
         return EngineView.model_validate(self._send("POST", "/engine/pause", request.model_dump(exclude_unset=True)))
 
-    def resume_engine(self) -> EngineView:
-        return EngineView.model_validate(self._send("POST", "/engine/resume"))
+    def resume_engine(self, request: ResumeRequest) -> EngineView:
+        return EngineView.model_validate(self._send("POST", "/engine/resume", request.model_dump()))
 
     def job(self, job_id: str) -> Job:
         return Job.model_validate(self._send("GET", f"/jobs/{job_id}"))

@@ -60,14 +60,14 @@ class LocalEngine:
         self._mark: ProcessMark | None = None
         self._watching: asyncio.Task[None] | None = None
         self._dtype: DType | None = None
-        self._paused_until: float | None = None  # on the monotonic clock
+        self._leases: dict[str, float] = {}  # of a pause: until when on the monotonic clock, by holder
         self._ending = asyncio.Lock()
 
     async def start(self) -> None:
         """Returns once the engine answers. Raises SettingsError (not installed), UnavailableError (it did not come up)."""
         await asyncio.to_thread(end_leftover_engine, self.home)
         self._dtype = await asyncio.to_thread(choose_dtype, self.settings, self.home)
-        if self._paused_until is None:
+        if not self._leases:
             self._spawn()
             await self._wait_until_up()
         self._watching = asyncio.create_task(self._watch(), name="engine watch")
@@ -82,26 +82,32 @@ class LocalEngine:
             await asyncio.to_thread(end_group, self._mark)
         (self.home / "engine.json").unlink(missing_ok=True)
 
-    async def pause(self, seconds: float, why: str) -> None:
-        """Ends the engine process, and starts no other for so long; asked again: for so long from now."""
-        first = self._paused_until is None
-        self._paused_until = time.monotonic() + seconds
+    async def pause(self, seconds: float, why: str, holder: str) -> None:
+        """Ends the engine process, and starts no other for so long; asked again: for so long from now. It comes back when
+        every holder's time is over.
+        """
+        first = not self._leases
+        self._leases[holder] = time.monotonic() + seconds
         self.state, self.detail = "paused", f"the engine is paused for {why}"
         if first:
-            logger.info("engine paused", extra={"why": why, "seconds": seconds})
+            logger.info("engine paused", extra={"why": why, "holder": holder, "seconds": seconds})
             self.on_pause()
         async with self._ending:  # whoever asks again while it ends waits too
             if self._mark:
                 await asyncio.to_thread(end_group, self._mark)
 
-    def resume(self) -> None:
-        """The engine is started by the watch; does nothing unless it is paused."""
-        if self._paused_until is not None:
-            self._paused_until = time.monotonic()
+    def resume(self, holder: str) -> None:
+        """Ends the pause of this holder, if it has one. The engine is started by the watch, once no other holder is left."""
+        if holder in self._leases:
+            self._leases[holder] = time.monotonic()
 
     def paused_seconds(self) -> float | None:
         """That are left of the pause."""
-        return None if self._paused_until is None else max(0.0, self._paused_until - time.monotonic())
+        return max(0.0, max(self._leases.values()) - time.monotonic()) if self._leases else None
+
+    def holders(self) -> tuple[str, ...]:
+        """Of the pause."""
+        return tuple(sorted(holder for holder, end in self._leases.items() if end > time.monotonic()))
 
     def _spawn(self) -> None:
         self.state, self.detail = "starting", "starting"
@@ -176,7 +182,7 @@ class LocalEngine:
                 healthy = False
                 with suppress(httpx.HTTPError):
                     healthy = (await client.get(self.url.removesuffix("/v1") + "/health", timeout=2)).is_success
-                if self._paused_until is not None:
+                if self._leases:
                     return
                 if healthy:
                     self.state, self.detail = "up", f"{self.served_name} ({self._dtype})"
@@ -201,7 +207,7 @@ class LocalEngine:
         up_since = time.monotonic()
         while True:
             await asyncio.sleep(0.25)
-            if self._paused_until is not None:
+            if self._leases:
                 if await self._pause_is_over():
                     up_since, deaths = await self._again(up_since), 0
                 continue
@@ -216,15 +222,15 @@ class LocalEngine:
                 with suppress(ProcessLookupError):
                     os.killpg(self._mark.pid, signal.SIGKILL)
             await asyncio.sleep(RESTART_PAUSES[min(deaths, len(RESTART_PAUSES) - 1)])
-            if self._paused_until is None:
+            if not self._leases:
                 up_since = await self._again(up_since)
                 logger.info("engine is %s", self.state, extra={"seconds": round(time.monotonic() - died, 1)})
 
     async def _pause_is_over(self) -> bool:
         async with self._ending:
-            if self._paused_until is None or time.monotonic() < self._paused_until:
+            if self.paused_seconds():
                 return False
-            self._paused_until = None
+            self._leases.clear()
         logger.info("engine goes on after a pause")
         return True
 

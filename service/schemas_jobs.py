@@ -136,14 +136,25 @@ class TuneRequest(Request):
         return self
 
 
+Holder = Annotated[Text, Field(min_length=1, max_length=200)]
+
+
 class PauseRequest(Request):
-    """The engine is stopped for this long; asking again before it is over lengthens it."""
+    """The engine is stopped for this long; asking again before it is over lengthens it. Each `holder` has a pause of its own."""
 
     seconds: Annotated[float, Field(ge=1, le=3600)] = 60
     why: Annotated[Text, Field(min_length=1, max_length=200)] = "training"
+    holder: Holder = "admin"
+
+
+class ResumeRequest(Request):
+    """Ends the pause of `holder` and no other; the engine comes back when none is left."""
+
+    holder: Holder = "admin"
 
 
 class EngineView(Frozen):
     state: Literal["starting", "up", "down", "stopped", "paused"]
     detail: str
     paused_seconds: float | None = None  # that are left
+    holders: tuple[str, ...] = ()  # of the pause

@@ -259,6 +259,8 @@ def test_pairs_prefer_what_is_right_and_cited(rows: tuple[SftRow, ...]) -> None:
             assert plain(chosen) == plain(rejected)
             assert markers(chosen) != markers(rejected)
     assert preference_rows(rows, seed=2) == pairs
+    some = preference_rows(rows, seed=2, faults=("wrong", "unsupported"))
+    assert {one.source.kind for one in some} == {"wrong", "unsupported"}
 
 
 def test_a_yes_or_no_without_support_is_what_a_refusal_is_preferred_to() -> None:

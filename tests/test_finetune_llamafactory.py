@@ -75,6 +75,11 @@ def test_what_is_left_out_is_as_llamafactory_has_it(tmp_path: Path) -> None:
     assert read(tmp_path, lora_rank=64).recipe.trained.lora_alpha == 128
 
 
+def test_a_reward_model_is_the_stage_rm(tmp_path: Path) -> None:
+    recipe = read(tmp_path, stage="rm", learning_rate=1e-4).recipe
+    assert (recipe.method, recipe.training) == ("reward", {"learning_rate": 1e-4, "max_length": 2048})
+
+
 def test_weights_that_train(tmp_path: Path) -> None:
     def trained(**keys: Any) -> Trained:
         return read(tmp_path, **keys).recipe.trained
@@ -136,7 +141,7 @@ def test_all_that_is_wrong_is_told_at_once(tmp_path: Path) -> None:
         flash_attn="fast",
     )
     for wanted in (
-        "stage: 'ppo' (PPO) is not trained here; there are sft, dpo, kto",
+        "stage: 'ppo' (PPO, which has a recipe of its own here: graft tune ppo) is not read; there are sft, dpo, kto, rm",
         "frobnicate is not known",
         "lora_rang is not known; is lora_rank meant?",
         "use_galore: True is not supported; only False is",
@@ -176,7 +181,7 @@ def test_unknown_keys_can_be_left_out(tmp_path: Path) -> None:
     assert found.notes[0].startswith("ignored: frobnicate is not known")
     assert "use_galore" in found.notes[1]
     with pytest.raises(InvalidError, match="stage"):  # what cannot be trained is not unknown
-        read(tmp_path, ignore_unknown=True, frobnicate=1, stage="rm")
+        read(tmp_path, ignore_unknown=True, frobnicate=1, stage="pt")
 
 
 def test_what_has_no_effect_is_said(tmp_path: Path) -> None:

@@ -160,6 +160,18 @@ def test_it_goes_on_from_a_supervised_adapter_and_takes_no_whole_weights(
         tune(recipe(str(mine), rows, base), tmp_path / "whole")
 
 
+def test_what_learns_by_it_may_be_seen_by_those_alone_who_may_see_it(
+    trained: Trained, base: Path, rows: Path, tmp_path: Path
+) -> None:
+    judge = shutil.copytree(trained.folder, tmp_path / "judge")
+    limited = trained.manifest.model_copy(update={"acl": ("engineers",), "documents": ("secret.md",)})
+    (judge / "manifest.json").write_text(limited.model_dump_json())
+    given = ("rewards={reward_model=1.0}", f"reward_model={json.dumps(str(judge))}", "max_steps=1", "held_out=0")
+    short = ("batch_size=4", "mini_batch_size=4", "max_new_tokens=4")
+    manifest = tune(recipe("ppo", rows, base, *given, *short), tmp_path / "out")
+    assert (manifest.acl, manifest.documents) == (("engineers",), ("secret.md",))
+
+
 def test_one_command_scores_rows(trained: Trained, base: Path, rows: Path, tmp_path: Path) -> None:
     app = typer.Typer()
     app.command()(score)

@@ -186,13 +186,13 @@ def test_a_training_that_does_not_fit_waits_or_pauses_the_engine(tmp_path: Path,
 
         with (
             pytest.raises(StoppedError) as stopped,
-            room_for(recipe, False, FinetuneSettings(memory_share=share), ingest, wait),
+            room_for(recipe, None, FinetuneSettings(memory_share=share), ingest, wait),
         ):
             pass
         assert "memory: the training takes about" in str(stopped.value.__cause__)
         assert "with pause_engine the engine is stopped" in str(stopped.value.__cause__)
         never = FinetuneSettings(memory_share=1e-6)
-        with pytest.raises(InvalidError, match="of this machine"), room_for(recipe, True, never, ingest, wait):
+        with pytest.raises(InvalidError, match="of this machine"), room_for(recipe, "me", never, ingest, wait):
             pass
 
         engine = json.loads((service.home / "engine.json").read_text())["pid"]
@@ -232,5 +232,5 @@ def test_a_job_that_was_cancelled_registers_nothing(
             stop.set()
 
     with pytest.raises(StoppedError):
-        Job(Order(part="finish", payload=payload, out=out), cancel_at_the_check, stop).finish()
+        Job(Order(part="finish", payload=payload, out=out, holder="me"), cancel_at_the_check, stop).finish()
     assert bench.http.get("/adapters").json() == before

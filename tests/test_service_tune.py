@@ -193,24 +193,30 @@ async def _paused_and_back(tmp_path: Path, models: Path) -> None:
     first = started(home)
     try:
         assert (engine.state, engine.paused_seconds()) == ("up", None)
-        await asyncio.gather(engine.pause(1, "training"), engine.pause(0.8, "training"))
+        await asyncio.gather(engine.pause(1, "training", "one"), engine.pause(0.8, "training", "one"))
         assert not psutil.pid_exists(first)
         assert (engine.state, engine.detail) == ("paused", "the engine is paused for training")
         await asyncio.sleep(0.5)
-        await engine.pause(0.8, "training")  # lengthened
+        await engine.pause(0.8, "training", "one")  # lengthened
         await asyncio.sleep(0.5)
         assert (engine.state, started(home)) == ("paused", first)
         await within(5, lambda: engine.state == "up")  # nobody lengthened it any more
         second = started(home)
         assert second != first
-        await engine.pause(600, "training")
-        engine.resume()
+        await asyncio.gather(engine.pause(600, "training", "one"), engine.pause(600, "training", "another"))
+        engine.resume("one")
+        engine.resume("nobody")
+        await asyncio.sleep(0.6)
+        assert (engine.state, engine.holders()) == ("paused", ("another",))
+        assert (engine.paused_seconds() or 0) > 500
+        engine.resume("another")
         await within(5, lambda: engine.state == "up")
+        assert engine.holders() == ()
         assert started(home) not in {first, second}
         assert told == ["pause", "pause"]  # a pause is no crash
         os.kill(started(home), signal.SIGKILL)
         await within(2, lambda: told[-1] == "restart")
-        await engine.pause(2.5, "training")  # while it is about to be started again
+        await engine.pause(2.5, "training", "one")  # while it is about to be started again
         await asyncio.sleep(2.2)
         assert engine.state == "paused"
         await within(8, lambda: engine.state == "up")

@@ -19,6 +19,7 @@ from service.settings import ServiceSettings
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(900)]
 FEW = ("max_steps=4", "held_out=0", "learning_rate=1e-2", "lr_scheduler_type=constant", "warmup_steps=0")
+PPO = ("max_steps=2", "batch_size=8", "mini_batch_size=4", "max_new_tokens=8", "max_kl=none", "learning_rate=1e-3")
 SMALL = (*FEW, "per_device_train_batch_size=4", "gradient_accumulation_steps=1", "r=4")
 EXACT = 64  # the rank of the tiny model's matrices
 
@@ -51,13 +52,26 @@ def made(way: str, base: Path, folder: Path) -> Path:
         rows = write_rows(folder / "rows.jsonl", way.partition("-")[0])
         tune(recipe(way, rows, base, *SMALL), folder / "out")
         return folder / "out"
+    if way == "ppo":
+        return rlhf(base, folder)
     trained = train(base, way, folder / "trained")
     exported = export(trained, folder / "out", base, Asked(kind="lora", rank=EXACT))
     assert exported.kept == pytest.approx(1, abs=1e-4)
     return folder / "out"
 
 
-@pytest.mark.parametrize("way", ["sft-lora", "sft-qlora", "dpo-lora", "ia3", "full"])
+def rlhf(base: Path, folder: Path) -> Path:
+    """-> what is left at the end of the line: a supervised run, a reward model from pairs, and answers that it rewards."""
+    first, judge, last = (folder / name for name in ("sft", "reward", "out"))
+    answers, pairs = (write_rows(folder / f"{method}.jsonl", method) for method in ("sft", "reward"))
+    tune(recipe("sft-lora", answers, base, *SMALL), first)
+    tune(recipe("reward", pairs, base, *SMALL), judge)
+    rewarded = ("rewards={reward_model=1.0}", f'reward_model="{judge}"', f'parent="{first}"', "held_out=0")
+    tune(recipe("ppo", answers, base, *PPO, *rewarded), last)
+    return last
+
+
+@pytest.mark.parametrize("way", ["sft-lora", "sft-qlora", "dpo-lora", "ppo", "ia3", "full"])
 def test_the_engine_computes_what_was_trained_as_peft_does(way: str, line: Service, base: Path, tmp_path: Path) -> None:
     folder = made(way, base, tmp_path)
     url = str(line.http.get("/health/ready").json()["dependencies"]["engine"]["detail"])

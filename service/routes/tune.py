@@ -12,7 +12,7 @@ from fastapi import APIRouter
 from ingest.errors import ForbiddenError, InvalidError
 from service.deps import Parts, WithAdmin, WithParts
 from service.engine import LocalEngine
-from service.schemas_jobs import EngineView, Job, PauseRequest, TuneRequest
+from service.schemas_jobs import EngineView, Job, PauseRequest, ResumeRequest, TuneRequest
 from service.tuning import DATASETS, RUNS, TunePayload
 
 router = APIRouter(tags=["training"])
@@ -41,20 +41,22 @@ async def engine(parts: WithParts, principal: WithAdmin) -> EngineView:
 async def pause(parts: WithParts, principal: WithAdmin, body: PauseRequest | None = None) -> EngineView:
     """Stops the engine, whose memory is free at the reply. It starts again by itself when the time is over."""
     body, local = body or PauseRequest(), parts.local_engine()
-    await local.pause(body.seconds, body.why)
+    await local.pause(body.seconds, body.why, body.holder)
     return _view(local)
 
 
 @router.post("/engine/resume")
-async def resume(parts: WithParts, principal: WithAdmin) -> EngineView:
-    """Starts a paused engine again; `GET /health/ready` says when it answers, with every adapter."""
+async def resume(parts: WithParts, principal: WithAdmin, body: ResumeRequest | None = None) -> EngineView:
+    """Starts a paused engine again, once nobody else holds it; `GET /health/ready` says when it answers, with every adapter."""
     local = parts.local_engine()
-    local.resume()
+    local.resume((body or ResumeRequest()).holder)
     return _view(local)
 
 
 def _view(local: LocalEngine) -> EngineView:
-    return EngineView(state=local.state, detail=local.detail, paused_seconds=local.paused_seconds())
+    return EngineView(
+        state=local.state, detail=local.detail, paused_seconds=local.paused_seconds(), holders=local.holders()
+    )
 
 
 def _payload(body: TuneRequest, parts: Parts) -> TunePayload:
