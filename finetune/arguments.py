@@ -44,7 +44,7 @@ ELSEWHERE = {
 
 def arguments(kind: type[Any], run: Run) -> Any:
     """-> a `kind` (TRL's configuration of a method). Raises InvalidError for values that do not fit, SettingsError."""
-    given = {name: _typed(kind, name, value) for name, value in run.recipe.training.items()}
+    given = {name: typed(kind, name, value) for name, value in run.recipe.training.items()}
     try:
         return kind(**_defaults(run, given) | given | _settled(run))
     except (ValueError, TypeError, NotImplementedError) as error:
@@ -68,7 +68,7 @@ def refuse_unknown(recipe: Recipe) -> None:
         raise InvalidError(f"unknown training argument {name!r}: {advice}")
 
 
-def _typed(kind: type[Any], name: str, value: Any) -> Any:
+def typed(kind: type[Any], name: str, value: Any) -> Any:
     """-> the value as the argument's type has it."""
     try:
         return TypeAdapter(typing.get_type_hints(kind)[name]).validate_python(value)

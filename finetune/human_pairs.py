@@ -7,7 +7,7 @@ and everything that is nearly the same as it.
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,20 +31,34 @@ class Parts(NamedTuple):
     openings: int
 
 
-def read_pairs(path: Path) -> Rows:
-    """Each pair's question (`source.question`) is the opening that it hangs together with, by which `split_rows` splits.
+def read_pairs(path: Path, measured: Sequence[Row] = ()) -> Rows:
+    """Each pair's question (`source.question`) is the opening that it hangs together with, by which `split_rows` splits. Pairs
+    that ask what `measured` asks are left out.
 
     Raises InvalidError with every line that does not fit.
     """
-    rows = read_rows(path, "dpo")
-    texts = [opening(row) for row in rows.rows]
+    rows = apart(read_rows(path, "dpo"), measured)
     named = list(rows.rows)
-    for group in connected(_keys(texts)):
+    for group in connected(_keys(named)):
         for at in group:
-            source = rows.rows[at].source.model_copy(update={"question": texts[group[0]]})
+            source = rows.rows[at].source.model_copy(update={"question": opening(rows.rows[group[0]])})
             named[at] = rows.rows[at].model_copy(update={"source": source})
     made = rows_of(named, rows.places, rows.name, rows.prompt_version)
     return made.model_copy(update={"left_out": rows.left_out})
+
+
+def apart(rows: Rows, measured: Sequence[Row], nearly: bool = True) -> Rows:
+    """-> the rows that ask nothing that `measured` asks, in the same or nearly the same words, and show none of its documents;
+    the others are named in `left_out`. Raises InvalidError where none is left.
+    """
+    keys = _keys([*rows.rows, *measured], nearly)
+    taken = set[Hashable]().union(*keys[len(rows.rows) :])
+    kept = [at for at in range(len(rows.rows)) if taken.isdisjoint(keys[at])]
+    if not kept:
+        raise InvalidError(f"every row of {rows.name!r} asks, or shows, what measures: give other rows")
+    dropped = [f"{rows.places[at]}: it measures" for at in sorted({*range(len(rows.rows))} - {*kept})]
+    made = rows_of([rows.rows[at] for at in kept], [rows.places[at] for at in kept], rows.name, rows.prompt_version)
+    return made.model_copy(update={"left_out": (*rows.left_out, *dropped)})
 
 
 def part(rows: Rows, held_out: float, seed: int) -> Parts:
@@ -76,14 +90,19 @@ def chosen_answers(rows: Rows) -> Rows:
     return rows_of(made, rows.places, rows.name)
 
 
-def _keys(texts: Sequence[str]) -> list[list[tuple[str, str]]]:
-    """-> of each text its words, and a key for each text that it is nearly the same as."""
+def _keys(rows: Sequence[Row], nearly: bool = True) -> list[set[Hashable]]:
+    """-> of each row what it shares with rows that ask the same, or nearly, or show the same documents."""
+    asked = [{opening(row), row.source.question or opening(row)} for row in rows]
+    texts = sorted(set[str]().union(*asked))
     words = [frozenset(cmrc_words(normal(text))) for text in texts]
-    keys = [[("words", " ".join(cmrc_words(normal(text))) or text)] for text in texts]
-    for one, other in _near(words):
-        keys[one].append(("near", f"{one} {other}"))
-        keys[other].append(("near", f"{one} {other}"))
-    return keys
+    keys: dict[str, set[Hashable]] = {text: {("words", one or text)} for text, one in zip(texts, words, strict=True)}
+    for one, other in _near(words) if nearly else ():
+        for at in (one, other):
+            keys[texts[at]].add(("near", one, other))
+    return [
+        set[Hashable]().union(*(keys[text] for text in own), (("document", name) for name in row.source.documents))
+        for row, own in zip(rows, asked, strict=True)
+    ]
 
 
 def _near(sets: Sequence[frozenset[str]]) -> list[tuple[int, int]]:

@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from io import RawIOBase
@@ -21,17 +22,18 @@ from finetune.hooks import Hooks, StoppedError
 from finetune.recipe import Recipe, read_recipe, with_base
 from finetune.room import room_for, service_of
 from finetune.schemas import Manifest
-from finetune.settings import FinetuneSettings
+from finetune.settings import finetune_settings
 from finetune.train import train
 from ingest.errors import GraftError, InvalidError, LockedError, UnavailableError
 from ingest.schemas import Frozen
 from ingest.settings import IngestSettings
 from service.cli_options import ingest_settings, service_settings
 from service.schemas_adapters import ActivateRequest, RegisterRequest
-from service.tuning import POINTS, LossPoint, TunePayload, TuneProgress, TuneResult, Wait, Waiting
+from service.tuning import POINTS, LossPoint, TunePayload, TuneProgress, TuneResult, Wait, Waiting, thinned
 
 logger = logging.getLogger(__name__)
 LOOK_SECONDS = 2.0  # between two looks at what is waited for
+AWAY_SECONDS = 600.0  # from the first time on that the engine or the service was gone when a trained adapter was brought to them
 
 
 class Order(Frozen):
@@ -63,7 +65,8 @@ class Job:
         self.say = say
         self.stop = stop
         self.ingest: IngestSettings = ingest_settings()
-        self.settings = FinetuneSettings()
+        self.settings = finetune_settings()
+        self._checked = False
 
     def train(self) -> None:
         """Raises GraftError; StoppedError, with a checkpoint kept."""
@@ -87,19 +90,34 @@ class Job:
                     self._wait()
 
     def finish(self) -> TuneResult:
-        """Checks, registers and activates, as it is asked. Raises GraftError."""
+        """Checks, registers and activates, as it is asked, also when the engine or the service is gone for a while. Raises
+        GraftError.
+        """
         out, payload = self.order.out, self.payload
         manifest = runs.read_manifest(out)
         if not (payload.check or payload.register_it):
             return self._result(None)
         if not manifest.servable:
             return self._not_servable(manifest)
-        url = self._engine()
+        end: float | None = None
+        while True:
+            try:
+                return self._brought(self._engine(), manifest)
+            except UnavailableError as error:
+                end = end or time.monotonic() + AWAY_SECONDS
+                if time.monotonic() > end:
+                    raise
+                self._wait("service", f"the adapter is checked and registered when this is over: {error}")
+
+    def _brought(self, url: str, manifest: Manifest) -> TuneResult:
+        """The adapter to the engine and the service. Raises GraftError; UnavailableError where they are gone."""
+        out, payload = self.order.out, self.payload
         with service_of(self.ingest.home) as client:
             self._progress(_checking(manifest))
-            if payload.check:
+            if payload.check and not self._checked:
                 self._unless_stopped()
                 self._check(url)
+                self._checked = True
             if not payload.register_it:
                 return self._result(None)
             self._unless_stopped()
@@ -186,7 +204,7 @@ def _points_to(say: Callable[[Said], None]) -> Any:
 
 
 def logged(out: Path) -> list[LossPoint]:
-    """-> what an earlier process logged of this run, at most POINTS and one."""
+    """-> what an earlier process logged of this run, at most POINTS."""
     found = []
     with suppress(OSError):
         for line in (out / runs.LOG).read_text(encoding="utf-8").splitlines():
@@ -194,7 +212,9 @@ def logged(out: Path) -> list[LossPoint]:
                 logged = json.loads(line)
                 found.append(LossPoint(step=logged["step"], loss=logged.get("loss"), eval_loss=logged.get("eval_loss")))
     found = [point for point in found if point.loss is not None or point.eval_loss is not None]
-    return found[:: len(found) // POINTS + 1]
+    while len(found) > POINTS:
+        found = thinned(found)
+    return found
 
 
 def _checking(manifest: Manifest) -> TuneProgress:
@@ -210,8 +230,8 @@ def main() -> None:
     say, stop = _writer(said), threading.Event()
     threading.Thread(target=_obey, args=(orders, stop), daemon=True, name="orders").start()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    job = Job(order, say, stop)
     try:
+        job = Job(order, say, stop)
         if order.part == "train":
             job.train()
         else:

@@ -201,6 +201,8 @@ def put_setting(content: dict[str, Any], setting: str, sections: Mapping[str, ty
     if section not in {*sections, "training"}:
         raise InvalidError(f"--set {key!r}: a recipe has the sections {', '.join([*sections, 'training'])}")
     held = content.setdefault(section, {})
+    if not isinstance(held, dict):
+        raise InvalidError(f"a recipe's {section!r} is a table: write [{section}] above its keys, not {section} = {held!r}")
     held[field] = _value(text.strip())
 
 

@@ -1,41 +1,65 @@
 """sentence-transformers' trainers as ours are run: progress, a log, checkpoints, early stopping, an end by signals."""
 
+import difflib
 import warnings
+from importlib.util import find_spec
 from typing import Any
 
 from finetune import runs
+from finetune.arguments import typed
 from finetune.curve import best_step
 from finetune.hooks import StoppedError
+from finetune.retrieval_recipe import RetrievalRecipe
 from finetune.retrieval_run import Ready
+from finetune.training_names import encoder_training_names
 from ingest.errors import InvalidError, SettingsError
 
 PER_RUN = 0.1  # of the steps between two evaluations, each with a checkpoint
+NEEDED = ("torch", "transformers", "datasets", "accelerate", "sentence_transformers")
+# Arguments that are settled elsewhere, and where.
+ELSEWHERE = {
+    "output_dir": "give --out DIR",
+    "use_cpu": "set CUDA_VISIBLE_DEVICES to nothing",
+    "report_to": "the log and the curve in the run's folder are what is kept",
+    "load_best_model_at_end": "set data.stop",
+    "resume_from_checkpoint": "give the same command again",
+    "restore_callback_states_from_checkpoint": "a run always goes on as it was",
+    "metric_for_best_model": "the best is the lowest loss on the stopping questions",
+    "greater_is_better": "the best is the lowest loss on the stopping questions",
+    "push_to_hub": "nothing is uploaded",
+    "prompts": "an embedder's own prefixes are put before its texts",
+    "trust_remote_code": "no code that comes with a model is run",
+}
 
 
 def require_sentence_transformers() -> None:
     """Raises SettingsError."""
-    from importlib.util import find_spec
-
-    from finetune.train import require_stack
-
-    require_stack()
-    if find_spec("sentence_transformers") is None:
+    missing = [name for name in NEEDED if find_spec(name) is None]
+    if missing:
         raise SettingsError(
-            "tuning an embedder or a reranker needs sentence-transformers, which is not installed: run `make train`"
+            f"tuning an embedder or a reranker needs {', '.join(missing)}, which are not installed: run `make train`"
         )
+
+
+def refuse_unknown(recipe: RetrievalRecipe) -> None:
+    """Training arguments by name. Loads no training stack. Raises InvalidError, SettingsError."""
+    known = encoder_training_names() - ELSEWHERE.keys()
+    for name in recipe.training:
+        if name in ELSEWHERE:
+            raise InvalidError(f"training argument {name!r} cannot be set: {ELSEWHERE[name]}")
+        if name not in known:
+            near = difflib.get_close_matches(name, sorted(known), 3, 0.6)
+            advice = f"did you mean {' or '.join(near)}?" if near else "sentence-transformers' trainer has none such"
+            raise InvalidError(f"unknown training argument {name!r}: {advice}")
 
 
 def training_arguments(kind: type[Any], run: Ready, has_stop: bool, **own: Any) -> Any:
-    """-> a `kind` of sentence-transformers. Raises InvalidError for a name or value that does not fit."""
+    """-> a `kind` of sentence-transformers. Raises InvalidError for a value that does not fit."""
     import torch
 
-    given = dict(run.recipe.training)
-    known = set(kind.__dataclass_fields__)
-    if unknown := sorted(set(given) - known):
-        raise InvalidError(
-            f"unknown training argument {unknown[0]!r}: {run.recipe.method} takes those of {kind.__name__}"
-        )
+    given = {name: typed(kind, name, value) for name, value in run.recipe.training.items()}
     defaults: dict[str, Any] = {
+        "run_name": run.recipe.name,
         "logging_steps": 1,
         "logging_nan_inf_filter": False,
         "save_total_limit": 2,
@@ -43,6 +67,7 @@ def training_arguments(kind: type[Any], run: Ready, has_stop: bool, **own: Any) 
         "seed": run.recipe.seed,
         "data_seed": run.recipe.seed,
         "dataloader_pin_memory": torch.cuda.is_available(),
+        "per_device_eval_batch_size": given.get("per_device_train_batch_size", 8),
         "save_strategy": "steps",
         "save_steps": given.get("eval_steps", PER_RUN),
     }

@@ -34,6 +34,14 @@ def training_names(method: Method) -> frozenset[str]:
     )
 
 
+@cache
+def encoder_training_names() -> frozenset[str]:
+    """Of transformers' TrainingArguments and of sentence-transformers'. Raises SettingsError."""
+    names = _fields(_package("transformers") / "training_args.py", "TrainingArguments")
+    own = _package("sentence_transformers") / "base" / "training_args.py"
+    return frozenset([*names, *_fields(own, "BaseTrainingArguments")])
+
+
 def _fields(file: Path, name: str) -> list[str]:
     for node in ast.parse(file.read_text(encoding="utf-8")).body:
         if isinstance(node, ast.ClassDef) and node.name == name:

@@ -21,6 +21,7 @@ from typing import Any, Literal
 from dbos import DBOS
 from pydantic import ValidationError
 from sqlalchemy import inspect
+from sqlalchemy.exc import SQLAlchemyError
 
 from finetune.job import Order, Said
 from finetune.room import resume_engine
@@ -201,9 +202,16 @@ class _Notes:
             self.write()
 
     def write(self) -> None:
-        if self._new:
+        """What the database does not take now goes with the next note."""
+        if not self._new:
+            return
+        self._written = time.monotonic()
+        try:
             self.records.set_job(self.job, **self._new)
-        self._new, self._written = {}, time.monotonic()
+        except SQLAlchemyError as error:  # a training is worth more than a note of it
+            logger.warning("how far job %s is was not written: %s", self.job, error)
+        else:
+            self._new = {}
 
 
 class _Run:

@@ -76,4 +76,10 @@ def extended(curve: Sequence[LossPoint], point: LossPoint) -> tuple[LossPoint, .
     held = [one for one in curve if one.step < point.step]
     same = next((one for one in curve if one.step == point.step), point)
     both = same.model_copy(update={name: value for name, value in point if value is not None})
-    return (*(held[::2] if len(held) >= POINTS else held), both)
+    return (*(thinned(held) if len(held) >= POINTS else held), both)
+
+
+def thinned(curve: Sequence[LossPoint]) -> list[LossPoint]:
+    """-> every second point, and those with a held-out loss, which are few; unless they are more than half of POINTS."""
+    rare = sum(point.eval_loss is not None for point in curve) <= POINTS // 2
+    return [point for at, point in enumerate(curve) if at % 2 == 0 or (rare and point.eval_loss is not None)]
