@@ -15,7 +15,7 @@ test: check
 	.venv/bin/pytest -m "engine or slow"
 
 check: machine dev train engine models lint
-	.venv/bin/pytest -m "not engine and not slow"
+	.venv/bin/pytest -n 2 --dist loadfile -m "not engine and not slow"
 
 lint:
 	.venv/bin/ruff check

@@ -76,7 +76,7 @@ def _rows_of(scratch: Path) -> list[Row]:
             "refused, where the passage is missing",
             [(a.case.id, a.refused, b.refused) for a, b in zip(gone_old, gone_new, strict=True)],
         ),
-        _gain("refused, though the gold passage is there", [(a.case.id, a.refused, b.refused) for a, b in there]),
+        _gain("refused, though the answer is shown", [(a.case.id, a.refused, b.refused) for a, b in there]),
     ]
 
 

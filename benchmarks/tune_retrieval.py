@@ -15,9 +15,9 @@ import numpy as np
 
 from benchmarks.report import Options, Row, at_least, median, say, settings, shown, skipped
 from eval.cases import read_dataset
+from eval.groups import connected
 from eval.resample import compared
 from eval.schemas import Case, DataSet, Difference
-from finetune.groups import connected
 from finetune.hooks import SILENT
 from finetune.passages import METRIC, Searched, searched
 from finetune.query_adapter import Learned, learn_from
@@ -45,8 +45,8 @@ def run(options: Options) -> list[Row]:
         return [skipped("query adapter", "it needs --data with scifact_train/ and xquad/")]
     configured = settings(options.scratch)
     embedder = load_embedder(configured.embedder, configured)
-    tuned_on = _set(read_dataset(scifact, limit=60 if options.quick else None), embedder, options)
-    other = _set(read_dataset(xquad / "xquad.en.json", limit=60 if options.quick else None), embedder, options)
+    tuned_on = read_set(read_dataset(scifact, limit=60 if options.quick else None), embedder, options)
+    other = read_set(read_dataset(xquad / "xquad.en.json", limit=60 if options.quick else None), embedder, options)
     cases = tuned_on.dataset.cases
     maps, seconds = list[tuple[list[int], QueryAdapter]](), list[float]()
     for number, fold in enumerate(folds_of(cases), 1):
@@ -66,7 +66,7 @@ def run(options: Options) -> list[Row]:
     with searched(tuned_on.found.passages, tuned_on.found.vectors, embedder.languages) as search:
         for name, how in WAYS.items():
             found = _cross_fitted(search, cases, tuned_on.found.of(cases), maps, how)
-            said = f"{found.before:.4f} -> {found.after:.4f}, {_interval(found)}"
+            said = f"{found.before:.4f} -> {found.after:.4f}, {interval(found)}"
             rows.append(at_least(f"SciFact, nDCG@10 beyond untuned, {name}", found.difference, "", GAIN, said))
     held = other.dataset.cases
     with searched(other.found.passages, other.found.vectors, embedder.languages) as search:
@@ -75,7 +75,7 @@ def run(options: Options) -> list[Row]:
             before = search.scores(held, asked, how)
             after = np.mean([search.scores(held, adapter.apply(asked), how) for _, adapter in maps], axis=0)
             found = compared(METRIC, [case.id for case in held], before, after)
-            said = f"{found.before:.4f} -> {found.after:.4f}, {_interval(found)}; the mean of {FOLDS} maps"
+            said = f"{found.before:.4f} -> {found.after:.4f}, {interval(found)}; the mean of {FOLDS} maps"
             rows.append(at_least(f"XQuAD English, nDCG@10 beyond untuned, {name}", found.difference, "", LOSS, said))
     return rows
 
@@ -90,7 +90,7 @@ def folds_of(cases: Sequence[Case], seed: int = 0) -> list[list[int]]:
     return folds
 
 
-def _set(dataset: DataSet, embedder: Embedder, options: Options) -> Set:
+def read_set(dataset: DataSet, embedder: Embedder, options: Options) -> Set:
     say(f"{dataset.name}: {len(dataset.documents):,} documents")
     recipe = read_retrieval_recipe("query-adapter")
     if options.quick:
@@ -134,5 +134,5 @@ def _cross_fitted(
     return compared(METRIC, [case.id for case in cases], before, after)
 
 
-def _interval(found: Difference) -> str:
+def interval(found: Difference) -> str:
     return f"95 % [{found.low:+.3f}, {found.high:+.3f}], p {found.p:.4f}"

@@ -1,5 +1,5 @@
 """From one supervised adapter and the same preference pairs: PPO, GRPO and DPO, with reward and KL side by side; and what PPO
-does to a reward that can be fooled.
+does to a reward that can be fooled. Before that, how far a reward model agrees with pairs that it has not seen.
 
 Each training is `graft tune` in a process of its own. What an adapter is worth is measured in one way for all: it answers the
 held-out prompts, sampled at temperature 1, the reward model of these pairs scores the answers, and their KL is to the
@@ -15,6 +15,7 @@ from benchmarks import tune_rows
 from benchmarks.report import Options, Row, at_least, say, settings, shown, skipped
 from benchmarks.tune_methods import graft, why_not
 from finetune.base_folder import BUNDLED
+from finetune.reward_report import Judged
 from finetune.rows import read_rows, write_rows
 from finetune.runs import read_manifest
 from finetune.schemas import PreferenceRow
@@ -25,33 +26,41 @@ if TYPE_CHECKING:
 
 HH = "hh_rlhf_harmless"
 SEED = 17
+JUDGE_RATE = 2e-4
 
 
 class Size(NamedTuple):
     """`episodes`: answers that PPO and GRPO write while they learn. `measured`: held-out prompts."""
 
-    pairs: int = 400
-    episodes: int = 320
+    judged: int = 4000
+    judged_tokens: int = 192  # of a pair's longer answer with its prompt, where a reward model learns
+    pairs: int = 240
+    episodes: int = 240
     batch: int = 16
     answer: int = 64  # tokens
-    measured: int = 60
-    steps: int = 20  # of the run with a reward for length
+    measured: int = 48
+    steps: int = 14  # of the run with a reward for length
     longest: int = 96  # tokens of its answers
+    cited: int = 240  # pairs
     sft_steps: int = -1  # all
 
 
-QUICK = Size(pairs=16, episodes=8, batch=4, answer=8, measured=4, steps=2, longest=8, sft_steps=1)
+QUICK = Size(judged=16, pairs=16, episodes=8, batch=4, answer=8, measured=4, steps=2, longest=8, sft_steps=1)
 PENALTIES = {"without a penalty": 0.0, "with a penalty": 0.5}  # of a nat, where a word is worth WORD
 WORD = 0.1
 PLAIN, BOUND = "#8a8f98", "#1f5fbf"  # of the figure's two lines
 
 
 class Files(NamedTuple):
-    """Pairs to learn from, their chosen answers as rows to imitate, and pairs whose prompts are answered when it is measured."""
+    """Pairs that a reward model learns from, of these the pairs of the other methods, their chosen answers as rows to imitate,
+    pairs that measure, and of these the pairs whose prompts are answered.
+    """
 
+    judged: Path
     pairs: Path
     chosen: Path
     held_out: Path
+    asked: Path
 
 
 def run(options: Options) -> list[Row]:
@@ -59,10 +68,17 @@ def run(options: Options) -> list[Row]:
         return [skipped("reward and KL", lacking)]
     size, work = QUICK if options.quick else Size(), options.scratch / "tune-rlhf"
     files = _files(options, size, work)
-    sft = _tuned(work, "sft-lora", files.chosen, max_steps=size.sft_steps, held_out=0)
-    judge = _tuned(work, "reward", files.pairs, max_steps=size.sft_steps, held_out=0.1)
+    sft = _tuned(work / "sft-lora", "sft-lora", files.chosen, max_steps=size.sft_steps, held_out=0)
+    learns = {"max_steps": size.sft_steps, "max_length": size.judged_tokens}
+    judge = _tuned(work / "reward", "reward", files.judged, learning_rate=JUDGE_RATE, **learns)
+    people = "people's pairs" if options.folder(HH) else "made pairs"
     found = {"SFT": sft, **_by_method(work, files, size, sft, judge)}
-    return [*_side_by_side(found, judge, files, size, read_manifest(judge).metrics), *_fooled(sft, files, size, work)]
+    return [
+        _agrees(judge, files.held_out, work, people, 0.6),
+        _on_citations(size, work),
+        *_side_by_side(found, judge, files, size),
+        *_fooled(sft, files, size, work),
+    ]
 
 
 def _files(options: Options, size: Size, work: Path) -> Files:
@@ -75,11 +91,14 @@ def _files(options: Options, size: Size, work: Path) -> Files:
 
         parts = part(read_pairs(next(folder.glob("*.jsonl*"))), 0.1, SEED)
         learn, held_out = (*parts.a.rows, *parts.b.rows), parts.held_out.rows
-    files = Files(*(work / name for name in ("pairs.jsonl", "chosen.jsonl", "held-out.jsonl")))
-    pairs = [row for row in learn[: size.pairs] if isinstance(row, PreferenceRow)]
-    write_rows(pairs, files.pairs)
-    write_rows([_imitated(row) for row in pairs], files.chosen)
-    write_rows(held_out[: size.measured], files.held_out)
+    work.mkdir(parents=True, exist_ok=True)
+    files = Files(*(work / f"{name}.jsonl" for name in Files._fields))
+    pairs = [row for row in learn[: size.judged] if isinstance(row, PreferenceRow)]
+    write_rows(pairs, files.judged)
+    write_rows(pairs[: size.pairs], files.pairs)
+    write_rows([_imitated(row) for row in pairs[: size.pairs]], files.chosen)
+    write_rows(held_out, files.held_out)
+    write_rows(held_out[: size.measured], files.asked)
     return files
 
 
@@ -98,25 +117,45 @@ def _by_method(work: Path, files: Files, size: Size, sft: Path, judge: Path) -> 
     grpo = {"max_steps": steps, "per_device_train_batch_size": 4, "gradient_accumulation_steps": size.batch // 4,
             "num_generations": 4, "max_completion_length": size.answer}  # fmt: skip
     return {
-        "PPO": _tuned(work, "ppo", files.pairs, **rewarded, **ppo),
-        "GRPO": _tuned(work, "grpo", files.pairs, **rewarded, **grpo),
-        "DPO": _tuned(work, "dpo-lora", files.pairs, parent=sft, held_out=0, max_steps=size.sft_steps),
+        "PPO": _tuned(work / "ppo", "ppo", files.pairs, **rewarded, **ppo),
+        "GRPO": _tuned(work / "grpo", "grpo", files.pairs, **rewarded, **grpo),
+        "DPO": _tuned(work / "dpo-lora", "dpo-lora", files.pairs, parent=sft, held_out=0, max_steps=size.sft_steps),
     }
 
 
-def _tuned(work: Path, recipe: str, data: Path, **given: Any) -> Path:
+def _on_citations(size: Size, work: Path) -> Row:
+    """A reward model of pairs whose faults a check of citations finds: wrong, uncited, miscited, refused, unsupported."""
+    files = tune_rows.write(work / "cited", "reward")
+    learns = {"learning_rate": JUDGE_RATE, "max_rows": size.cited, "max_steps": size.sft_steps}
+    judge = _tuned(work / "reward-cited", "reward", files.learn, **learns)
+    return _agrees(judge, files.held_out, work, "citation pairs", 0.8)
+
+
+def _agrees(judge: Path, pairs: Path, work: Path, title: str, bar: float) -> Row:
+    """On pairs that share no prompt with those it has learned from."""
+    said = work / "agreement.json"
+    graft(["score", str(judge), str(pairs), "--out", str(work / "scores.jsonl"), "--json", str(said)], work)
+    found = Judged.model_validate_json(said.read_text())
+    manifest, accuracy = read_manifest(judge), found.accuracy
+    apart = (("shorter", found.shorter, found.pairs_shorter), ("longer", found.longer, found.pairs_longer))
+    note = (
+        f"[{accuracy.low:.3f}, {accuracy.high:.3f}], {found.pairs} pairs; "
+        + ", ".join(f"where the chosen answer is the {name} one {share or 0:.3f} of {of}" for name, share, of in apart)
+        + f"; calibration error {found.calibration_error:.3f}; {manifest.rows} pairs learned in {manifest.seconds:.0f} s"
+    )
+    return at_least(f"reward model, accuracy on {title}", accuracy.value, "", bar, note)
+
+
+def _tuned(out: Path, recipe: str, data: Path, **given: Any) -> Path:
     """What is there from an earlier run is not trained again. Raises GraftError with what the command said."""
-    out = work / recipe
     if not (out / "manifest.json").exists():
-        say(f"training {recipe}")
+        say(f"training {out.name}")
         command = ["tune", recipe, "--data", str(data), "--out", str(out), "--restart", "--base", BUNDLED]
-        graft([*command, *(part for name, value in given.items() for part in ("--set", f"{name}={value}"))], work)
+        graft([*command, *(part for key, value in given.items() for part in ("--set", f"{key}={value}"))], out.parent)
     return out
 
 
-def _side_by_side(
-    found: Mapping[str, Path], judge: Path, files: Files, size: Size, judged: Mapping[str, float]
-) -> list[Row]:
+def _side_by_side(found: Mapping[str, Path], judge: Path, files: Files, size: Size) -> list[Row]:
     from finetune.rewards import reward_model
 
     base = settings().models / BUNDLED
@@ -130,8 +169,7 @@ def _side_by_side(
             f"{read_manifest(folder).seconds:.0f} s"
         )
         rows.append(shown(f"{name}, reward of held-out answers", told["reward"], "", note))
-    note = f"between {judged.get('accuracy_low', 0):.3f} and {judged.get('accuracy_high', 0):.3f}"
-    return [shown("the reward model, accuracy on held-out pairs", judged.get("accuracy", 0), "", note), *rows]
+    return rows
 
 
 def _measured(folder: Path, sft: Path, rewards: Mapping[str, Any], files: Files, size: Size) -> Mapping[str, float]:
@@ -154,7 +192,7 @@ def _learner(
 
     model.load_adapter(str(sft), REFERENCE)
     chat = read_chat(settings().models / BUNDLED)
-    rows = [row for row in read_rows(files.held_out, "ppo").rows if isinstance(row, PromptRow)]
+    rows = [row for row in read_rows(files.asked, "ppo").rows if isinstance(row, PromptRow)]
     learner = Learner(
         model,
         PpoSettings(**given),

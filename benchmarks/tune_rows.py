@@ -40,7 +40,7 @@ class Files(NamedTuple):
 
 
 def write(folder: Path, method: Method) -> Files:
-    """200 rows that train and 40 that do not, less those that give no pair."""
+    """200 rows that train and 40 that do not, less those that give no pair; for a reward model a pair for each fault."""
     folder.mkdir(parents=True, exist_ok=True)
     chance = random.Random(17)
     parts = _parts(chance)
@@ -94,8 +94,8 @@ def _rows(number: int, among: Sequence[_Part], chance: random.Random) -> list[Sf
 def _of_method(rows: Sequence[SftRow], method: Method) -> Sequence[Row]:
     if method == "sft":
         return rows
-    pairs = preference_rows(rows, seed=17)
-    return pairs if method == "dpo" else [one for pair in pairs for one in _labelled(pair)]
+    pairs = preference_rows(rows, seed=17, every=method == "reward")
+    return pairs if method in ("dpo", "reward") else [one for pair in pairs for one in _labelled(pair)]
 
 
 def _labelled(pair: PreferenceRow) -> tuple[KtoRow, KtoRow]:

@@ -2,6 +2,7 @@
 
 The model is made on the spot: two layers, random weights, the bundled model's tokenizer. Every point of the space is trained
 once, and searches then look the held-out losses up, so all samplers see the same ones and a thousand trials cost nothing.
+Numbers are searched by their places in the lists below, so that samplers see which are near each other.
 Shown is the median over seeds of how far the best loss is above the least of the table.
 """
 
@@ -15,13 +16,14 @@ from benchmarks import tune_rows
 from benchmarks.report import Options, Row, median, say, settings, shown, skipped, spread
 from benchmarks.tune_methods import why_not
 from eval.samplers import SAMPLERS, Sampler
-from eval.space import Setting, Space, grid, parse_space
+from eval.space import Choice, Int, Setting, Space, Value, grid, parse_space
 from eval.study import Search, search
 from finetune import trial
 from finetune.base_folder import BUNDLED
 from finetune.recipe import Recipe, read_recipe
 from finetune.settings import FinetuneSettings
 from finetune.sweep import recipe_at
+from ingest.files import write_whole
 
 SPACE = (
     "learning_rate=1e-4,3e-4,1e-3,3e-3,1e-2,3e-2,1e-1,3e-1",
@@ -41,10 +43,11 @@ def run(options: Options) -> list[Row]:
     work.mkdir(parents=True, exist_ok=True)
     space = parse_space(QUICK_SPACE if quick else SPACE)
     losses = table(work, space, QUICK_STEPS if quick else STEPS)
-    least = min(losses.values())
+    least, middle, most = min(losses.values()), median(list(losses.values())), max(losses.values())
     rows = [
-        shown("least held-out loss of the table", least, "", f"of {len(losses)} trainings, {spread(_ends(losses), 3)}")
-    ]
+        shown("least held-out loss of the table", least, "",
+              f"of {len(losses)} trainings; their median {middle:.3f}, the highest {most:.3f}")
+    ]  # fmt: skip
     at = QUICK_AT if quick else AT
     for sampler in SAMPLERS:
         found = [best_at(sampler, space, losses, seed, at) for seed in range(QUICK_SEEDS if quick else SEEDS)]
@@ -58,7 +61,9 @@ def run(options: Options) -> list[Row]:
 def best_at(sampler: Sampler, space: Space, losses: Mapping[str, float], seed: int, at: tuple[int, ...]) -> list[float]:
     """-> the best loss after each of those numbers of trials; of the whole where the grid has ended."""
     study = search(
-        space, lambda attempt: losses[key(attempt.setting)], Search(max(at), sampler, seed=seed, minimize=True)
+        by_place(space),
+        lambda attempt: losses[key(placed(space, attempt.setting))],
+        Search(max(at), sampler, seed=seed, minimize=True),
     )
     best = list(itertools.accumulate((one.value or 0.0 for one in study.trials), min))
     return [best[min(count, len(best)) - 1] for count in at]
@@ -66,7 +71,7 @@ def best_at(sampler: Sampler, space: Space, losses: Mapping[str, float], seed: i
 
 def table(work: Path, space: Space, steps: int) -> dict[str, float]:
     """-> the held-out loss of each point; kept for the next run."""
-    file = work / "losses.json"
+    file = work / f"losses-{steps}.json"
     held: dict[str, float] = json.loads(file.read_text()) if file.is_file() else {}
     rows = tune_rows.write(work / "rows", "sft")
     base = tiny(work / "base")
@@ -74,12 +79,27 @@ def table(work: Path, space: Space, steps: int) -> dict[str, float]:
     given += [f"base={json.dumps(str(base))}", "dtype=float32", f"max_steps={steps}", f"eval_steps={steps}"]
     given += [f"save_steps={steps}", "gradient_accumulation_steps=1", "warmup_steps=0"]
     recipe = read_recipe("sft-lora", given)
-    for setting in grid(space):
+    points = grid(space)
+    for setting in points:
         if key(setting) not in held:
             held[key(setting)] = loss(recipe, setting, work)
-            file.write_text(json.dumps(held))
+            write_whole(file, json.dumps(held))
             say(f"{key(setting)}: held-out loss {held[key(setting)]:.3f}")
-    return held
+    return {key(setting): held[key(setting)] for setting in points}
+
+
+def by_place(space: Space) -> Space:
+    """-> the space with numbers by their places in their lists."""
+    return {
+        name: Int(low=0, high=len(values) - 1) if not isinstance(values[0], str) else Choice(values=values)
+        for name, values in _values(space).items()
+    }
+
+
+def placed(space: Space, setting: Setting) -> Setting:
+    """-> the setting that those places stand for."""
+    values = _values(space)
+    return {name: one if isinstance(one, str) else values[name][int(one)] for name, one in setting.items()}
 
 
 def loss(recipe: Recipe, setting: Setting, work: Path) -> float:
@@ -114,5 +134,5 @@ def tiny(folder: Path) -> Path:
     return folder
 
 
-def _ends(losses: Mapping[str, float]) -> tuple[float, float]:
-    return min(losses.values()), max(losses.values())
+def _values(space: Space) -> dict[str, tuple[Value, ...]]:
+    return {name: one.values for name, one in space.items() if isinstance(one, Choice)}

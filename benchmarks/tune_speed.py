@@ -19,7 +19,7 @@ from finetune.recipe import read_recipe
 from finetune.runs import read_manifest
 from ingest.settings import CHECKOUT
 
-STEPS, ROWS_A_STEP, RUNS = 15, 8, 5
+STEPS, ROWS_A_STEP, RUNS = 10, 8, 5
 SAME = ("learning_rate", "lr_scheduler_type", "warmup_steps", "max_length", "packing", "seed")
 MORE = 1.1  # times the plain script's memory, at most
 

@@ -59,6 +59,11 @@ def is_chinese(case: Case) -> bool:
     return case.slices.get("language", "").startswith("zh") or any(map(_CHINESE.search, case.answers))
 
 
+def rouge_words(text: str) -> list[str]:
+    """Lower case, parted by punctuation; each Chinese or Japanese character is one."""
+    return _WORD.findall(text.lower())
+
+
 def squad_words(text: str) -> list[str]:
     return _ARTICLE.sub(" ", _without_punctuation(text.lower())).split()
 
@@ -192,10 +197,10 @@ def _longest_run(said: list[str], gold: list[str]) -> int:
 
 
 class _Tokens:
-    """As the rouge-score package's own tokenizer for ASCII; each Chinese or Japanese character is a token."""
+    """As the rouge-score package's own tokenizer for ASCII."""
 
     def tokenize(self, text: str) -> list[str]:
-        return _WORD.findall(text.lower())
+        return rouge_words(text)
 
 
 @lru_cache(maxsize=1)

@@ -111,7 +111,7 @@ def check_writable(to: str | None) -> None:
     if to and to != "-":
         folder = Path(to).absolute().parent
         if not folder.is_dir() or not os.access(folder, os.W_OK) or Path(to).is_dir():
-            raise InvalidError(f"--json {to!r} cannot be written; name a file in a folder that is there")
+            raise InvalidError(f"{to!r} cannot be written; name a file in a folder that is there")
 
 
 @contextmanager

@@ -54,6 +54,7 @@ def sweep(
     write: Annotated[
         Path | None, typer.Option(metavar="FILE", help="The best setting, as PUT /collections/{name} takes it.")
     ] = None,
+    page: Annotated[Path | None, typer.Option(metavar="FILE.html", help="What mattered, as a page.")] = None,
     to: JsonOption = None,
 ) -> None:
     """Searches settings of retrieval, and measures the best beside the default on questions held out."""
@@ -62,11 +63,12 @@ def sweep(
     from eval.samplers import read_sampler
     from eval.show_search import print_sweep, say_trial
     from eval.space import parse_space
+    from eval.study_page import write_study
     from eval.sweep import Plan
     from eval.sweep import sweep as run
 
-    check_writable(to)
-    check_writable(str(write) if write else None)
+    for file in (to, write, page):
+        check_writable(str(file) if file else None)
     storage = studies or ingest_settings().home / "studies"
     plan = Plan(parse_space(space), trials, read_sampler(sampler), metric, holdout, seed, name, storage)
     data = read_dataset(dataset, split, limit, seed)
@@ -76,7 +78,9 @@ def sweep(
         if to:
             write_json(found, to)
         if write:
-            write.write_text(json.dumps(found.settings, ensure_ascii=False, indent=1) + "\n")
+            write.write_text(json.dumps(found.settings, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        if page:
+            write_study(found.study, page, found.metric, {"Data": found.dataset, "Questions": str(found.searched)})
         if to != "-":
             print_sweep(found, storage)
 

@@ -10,7 +10,7 @@ from eval.collection import placed
 from eval.compare import differences
 from eval.retrieval import run_retrieval
 from eval.schemas import DataSet, Difference
-from ingest.errors import GraftError, InvalidError
+from ingest.errors import ConflictError, GraftError, InvalidError
 from ingest.schemas import Frozen, Retrieval, with_query_adapter
 from service.client import Client
 from service.schemas import CollectionSettings
@@ -35,8 +35,9 @@ class Verdict(Frozen):
 def flip_if_better(
     client: Client, name: str, index: str, dataset: DataSet, threads: int = 4, on_progress: Told = lambda *_: None
 ) -> Verdict:
-    """Makes an index that was built beside the live one (`graft reindex --no-flip`) live. Raises InvalidError when there is
-    nothing to decide by, GraftError when the index cannot be made live, and what the service says.
+    """Makes an index that was built beside the live one (`graft reindex --no-flip`) live. `index`: the first characters of its
+    fingerprint. Raises InvalidError when there is nothing to decide by, ConflictError when the collection changed meanwhile,
+    GraftError when the index cannot be made live, and what the service says.
     """
     found = [one for one in client.indexes(name) if one.fingerprint.startswith(index)]
     if len(found) != 1 or found[0].state == "live":
@@ -44,10 +45,14 @@ def flip_if_better(
         raise InvalidError(
             f"index {index!r} of collection {name!r} {said}; `graft collections indexes {name}` lists them"
         )
-    fingerprint = found[0].fingerprint
+    fingerprint, live = found[0].fingerprint, client.collection(name).fingerprint
     difference = _measured(client, name, dataset, threads, on_progress, other_index=fingerprint)
 
     def flip() -> None:
+        if client.collection(name).fingerprint != live:
+            raise ConflictError(
+                f"collection {name!r} got another live index while the questions were asked: give the same command again"
+            )
         job = client.wait(client.activate_index(name, fingerprint).job_id)
         if job.state != "succeeded":
             raise GraftError(
@@ -63,10 +68,12 @@ def adopt_if_better(
     """Gives a collection a query adapter. Raises InvalidError when there is nothing to decide by, and what the service says."""
     retrieval = with_query_adapter(client.collection(name).retrieval, adapter)
     difference = _measured(client, name, dataset, threads, on_progress, retrieval=retrieval)
-    settings = CollectionSettings(retrieval=retrieval)
-    return _decided(
-        name, f"query adapter {adapter}", dataset, difference, lambda: client.put_collection(name, settings)
-    )
+
+    def adopt() -> None:
+        held = client.collection(name).retrieval  # what else was set while the questions were asked stays
+        client.put_collection(name, CollectionSettings(retrieval=with_query_adapter(held, adapter)))
+
+    return _decided(name, f"query adapter {adapter}", dataset, difference, adopt)
 
 
 def _measured(

@@ -22,6 +22,7 @@ _COLOURS = {"#0000a1": "accent", "#0000a2": "muted", "#0000a3": "rule", "#0000a4
 _ACCENT, _MUTED, _RULE, _BEFORE = _COLOURS
 _SIZE = (3.5, 1.9)  # inches, at 72 points
 _AXES = (0.1, 0.13, 0.88, 0.82)  # left, bottom, width, height; the same for all, so that they align
+LONGEST = 23  # characters of a name beside a bar
 _RANKS = ((1, 1), (2, 2), (3, 3), (4, 10), (11, 30), (31, 100))
 
 
@@ -81,15 +82,19 @@ def rank_histogram(ranks: Sequence[int | None]) -> Plot:
 
 
 def history(values: Sequence[tuple[int, float]], best: Sequence[tuple[int, float]], failed: Sequence[int] = ()) -> Plot:
-    """`values` and the `best` so far, by number; `failed` have no value, and are marked below."""
+    """`values` and the `best` so far, by number; `failed` have no value, and are marked below. What lies beyond `limits` is
+    drawn at their edge.
+    """
     figure, axes = _curve_axes()
-    axes.plot(*_dots(values), color=_BEFORE, linewidth=4, solid_capstyle="round", clip_on=False)
-    axes.step(*_both(best), where="post", color=_ACCENT, linewidth=1.6, clip_on=False)
+    ends = limits([value for _, value in values], best[-1][1])
+    axes.plot(*_dots(_cut(values, ends)), color=_BEFORE, linewidth=4, solid_capstyle="round", clip_on=False)
+    axes.step(*_both(_cut(best, ends)), where="post", color=_ACCENT, linewidth=1.6, clip_on=False)
     if failed:
         below = _dots([(number, 0.0) for number in failed])
         where = axes.get_xaxis_transform()
         axes.plot(*below, color=_MUTED, linewidth=4, solid_capstyle="round", transform=where, clip_on=False)
-    return _plot(figure, ", ".join(f"{number}: {value:.4g}" for number, value in best))
+    steps = [one for before, one in zip([(0, math.nan), *best], best, strict=False) if one[1] != before[1]]
+    return _plot(figure, ", ".join(f"{number}: {value:.4g}" for number, value in steps))
 
 
 def bars(shares: Sequence[tuple[str, float]]) -> Plot:
@@ -101,20 +106,41 @@ def bars(shares: Sequence[tuple[str, float]]) -> Plot:
     )
     axes.bar_label(drawn, labels=[f"{share:.2f}" for _, share in shown], fontsize=8, color=_MUTED, padding=3)
     axes.set_position((0.42, 0.13, 0.5, 0.82))
-    axes.set_yticks(range(len(shown)), [name[-24:] for name, _ in shown])
+    axes.set_yticks(range(len(shown)), [_ending(name) for name, _ in shown])
     axes.grid(False)
     axes.set_xlim(0, 1)
     return _plot(figure, ", ".join(f"{name}: {share:.2f}" for name, share in shares))
 
 
-def curves(lines: Sequence[tuple[Sequence[tuple[int, float]], bool]]) -> Plot:
-    """Each line's points, and whether it is marked as one that was ended."""
+def curves(lines: Sequence[tuple[Sequence[tuple[int, float]], bool]], *kept: float) -> Plot:
+    """Each line's points, and whether it is marked as one that was ended. What lies beyond `limits`, which are wide enough for
+    what is `kept`, is drawn at their edge.
+    """
     figure, axes = _curve_axes()
-    for points, ended in lines:
-        colour = _MUTED if ended else _ACCENT
+    values = [value for points, _ in lines for _, value in points]
+    ends = limits(values, *kept)
+    for whole, ended in lines:
+        points, colour = _cut(whole, ends), _MUTED if ended else _ACCENT
         axes.plot(*_both(points), color=colour, linewidth=0.9, linestyle=":" if ended else "-", clip_on=False)
         axes.plot(*_dots(points), color=colour, linewidth=3, solid_capstyle="round", clip_on=False)
     return _plot(figure, f"{len(lines)} trials, {sum(ended for _, ended in lines)} ended early")
+
+
+def limits(values: Sequence[float], *kept: float) -> tuple[float, float]:
+    """-> the range of what is `kept`, and of most values: some that lie far beyond would flatten all others."""
+    quarter, three = np.percentile(values, (25, 75))
+    reach = 1.5 * (three - quarter)
+    low, high = max(min(values), quarter - reach), min(max(values), three + reach)
+    return float(min(low, *kept, high)), float(max(high, *kept, low))
+
+
+def _ending(name: str) -> str:
+    """The end of a long name tells more."""
+    return name if len(name) <= LONGEST else f"…{name[-LONGEST + 1 :]}"
+
+
+def _cut(points: Sequence[tuple[int, float]], ends: tuple[float, float]) -> list[tuple[int, float]]:
+    return [(at, min(max(value, ends[0]), ends[1])) for at, value in points]
 
 
 def _dots(points: Sequence[tuple[int, float]]) -> tuple[list[float], list[float]]:

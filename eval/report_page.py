@@ -2,8 +2,6 @@
 
 import math
 import re
-import secrets
-from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from eval.report_cases import CUT, shorten
 from eval.report_figures import LOWER_IS_BETTER, label
 from eval.schemas import Difference
 from ingest.errors import InvalidError
+from ingest.files import write_whole
 
 # Control characters but tab and newline, half surrogate pairs and what is no character: no encoder or parser takes them.
 _NOT_IN_A_PAGE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]")
@@ -49,14 +48,9 @@ def environment() -> Environment:
 
 def write_page(page: str, path: Path) -> None:
     """Writes it, or leaves what was there. Raises InvalidError where the path cannot be written to."""
-    part = path.parent / f".report-{secrets.token_hex(8)}"
     try:
-        with part.open("xb") as file:
-            file.write(page.encode("utf-8", errors="replace"))
-        part.replace(path)
+        write_whole(path, page.encode("utf-8", errors="replace"))
     except (OSError, ValueError) as error:
-        with suppress(OSError, ValueError):
-            part.unlink()
         raise InvalidError(
             f"the report cannot be written to {str(path)!r}: {getattr(error, 'strerror', None) or error}; "
             "name a file in a folder that you may write to"

@@ -22,21 +22,25 @@ Value = StrictBool | StrictInt | StrictFloat | StrictStr
 Setting = dict[str, Value]
 
 KEYS, CHOICES, POINTS = 40, 200, 10_000  # at most: of a space, of a key, of a grid
+WHOLE = 2**53  # up to which a float, as studies keep them, tells whole numbers apart
 RANGE = re.compile(r"(?P<low>[^:]+)\.\.(?P<high>[^:]+?)(?::(?P<how>.+))?")
 
 
 class Int(Frozen):
-    """low, low + step, ... up to high."""
+    """low, low + step, ... up to high. `log`: as of `Float`."""
 
     kind: Literal["int"] = "int"
-    low: int
-    high: int
+    low: Annotated[int, Field(ge=-WHOLE, le=WHOLE)]
+    high: Annotated[int, Field(ge=-WHOLE, le=WHOLE)]
     step: Annotated[int, Field(ge=1)] = 1
+    log: bool = False
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
         if self.low > self.high:
             raise ValueError(f"{self.low} is above {self.high}")
+        if self.log and (self.low <= 0 or self.step != 1):
+            raise ValueError("a logarithmic range begins above 0 and has no step")
         return self
 
 
@@ -46,13 +50,15 @@ class Float(Frozen):
     kind: Literal["float"] = "float"
     low: Annotated[float, Field(allow_inf_nan=False)]
     high: Annotated[float, Field(allow_inf_nan=False)]
-    step: Annotated[float, Field(gt=0)] | None = None
+    step: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     log: bool = False
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
         if self.low > self.high:
             raise ValueError(f"{self.low:g} is above {self.high:g}")
+        if not math.isfinite(self.high - self.low):
+            raise ValueError(f"{self.low:g} to {self.high:g} is too wide")
         if self.log and (self.low <= 0 or self.step is not None):
             raise ValueError("a logarithmic range begins above 0 and has no step")
         return self
@@ -64,8 +70,10 @@ class Choice(Frozen):
 
     @model_validator(mode="after")
     def _distinct(self) -> Self:
-        if len({(type(one), one) for one in self.values}) != len(self.values):
+        if len(set(self.values)) != len(self.values):  # 1, 1.0 and true are the same to who compares settings
             raise ValueError("a value is there twice")
+        if not all(math.isfinite(one) for one in self.values if isinstance(one, float)):
+            raise ValueError("nan and inf are no values")
         return self
 
 
@@ -119,6 +127,13 @@ def within(space: Mapping[str, Dimension], setting: Setting) -> bool:
     return True
 
 
+def setting_of(space: Mapping[str, Dimension], params: Mapping[str, Any]) -> Setting:
+    """-> the values that a sampler chose, as they would be written."""
+    return {
+        key: _plain(params[key]) if isinstance(one, Float) and one.step else params[key] for key, one in space.items()
+    }
+
+
 def distributions(space: Mapping[str, Dimension]) -> "dict[str, BaseDistribution]":
     """As Optuna has them."""
     return {key: _distribution(dimension) for key, dimension in space.items()}
@@ -139,7 +154,7 @@ def _of_text(whole: str, text: str) -> Int | Float | Choice:
 
 def _of_file(file: Path) -> Space:
     try:
-        table = tomllib.loads(file.read_text())
+        table = tomllib.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise InvalidError(f"--space {str(file)!r} is neither key=values nor a file") from error
     except (OSError, ValueError) as error:
@@ -169,9 +184,9 @@ def _of_toml(whole: str, value: Any) -> Int | Float | Choice:
 
 
 def _range(fields: dict[str, Any]) -> dict[str, Any]:
-    """A range of whole numbers, unless it is logarithmic or one of its numbers has a point."""
+    """A range of whole numbers, unless one of its numbers has a point."""
     numbers = [fields.get(key) for key in ("low", "high", "step") if key in fields]
-    whole = all(isinstance(one, int) for one in numbers) and not fields.get("log")
+    whole = all(isinstance(one, int) for one in numbers)
     return {"kind": "int" if whole else "float", **fields}
 
 
@@ -200,8 +215,20 @@ def _points(key: str, dimension: Int | Float | Choice) -> list[Value]:
     step = dimension.step
     if step is None:
         raise InvalidError(f"a grid needs steps: write {key}={dimension.low:g}..{dimension.high:g}:STEP, or values")
-    count = min(int((dimension.high - dimension.low) / step + 1e-9) + 1, POINTS + 1)
-    return [round(dimension.low + place * step, 12) for place in range(count)]
+    count = min(_steps(dimension.low, dimension.high, step), POINTS) + 1
+    if isinstance(dimension, Int):
+        return [dimension.low + place * dimension.step for place in range(count)]
+    return [_plain(dimension.low + place * step) for place in range(count)]
+
+
+def _steps(low: float, high: float, step: float) -> int:
+    """-> how many lie between the two."""
+    return int((high - low) / step + 1e-9)
+
+
+def _plain(value: float) -> float:
+    """Without what adding up steps leaves in the last digits."""
+    return float(f"{value:.12g}")
 
 
 def _distribution(dimension: Int | Float | Choice) -> "BaseDistribution":
@@ -209,7 +236,12 @@ def _distribution(dimension: Int | Float | Choice) -> "BaseDistribution":
 
     if isinstance(dimension, Choice):
         return CategoricalDistribution(dimension.values)
+    low, high, step = dimension.low, dimension.high, dimension.step
     if isinstance(dimension, Int):
-        high = dimension.low + (dimension.high - dimension.low) // dimension.step * dimension.step
-        return IntDistribution(dimension.low, high, step=dimension.step)
-    return FloatDistribution(dimension.low, dimension.high, log=dimension.log, step=dimension.step)
+        return IntDistribution(
+            dimension.low, dimension.low + (dimension.high - dimension.low) // dimension.step * dimension.step,
+            log=dimension.log, step=dimension.step,
+        )  # fmt: skip
+    if step is not None:  # Optuna wants the last step to end at the end
+        high = _plain(low + _steps(low, high, step) * step)
+    return FloatDistribution(low, high, log=dimension.log, step=step)

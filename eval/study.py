@@ -4,17 +4,20 @@ The same name goes on where it was, also after a kill, and with one worker ends 
 each trial is seeded by the study's seed and the trial's number, and a trial that was under way is done again as the same trial.
 """
 
+import hashlib
 import json
+import logging
 import math
 import random
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from eval.samplers import STARTUP, Sampler, sampler_of
-from eval.space import Dimension, Setting, Space, distributions, grid, within
+from eval.space import Dimension, Setting, Space, distributions, grid, setting_of, within
 from eval.study_storage import BEAT, OWNER, Opened, held, lives, opened, own, said
 from ingest.errors import GraftError, InvalidError, SettingsError
 from ingest.schemas import Frozen
@@ -22,9 +25,11 @@ from ingest.schemas import Frozen
 if TYPE_CHECKING:
     import optuna
 
+logger = logging.getLogger(__name__)
 Objective = Callable[[Setting], float]
 TRIALS = 10_000  # of a study, at most
 LOOK_SECONDS = 0.5  # between two looks at trials of other workers
+WHY = {"FAIL": "refused", "PRUNED": "pruned"}  # the attribute that says why, by a trial's state
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 
@@ -119,8 +124,7 @@ def search(
     Raises InvalidError when an earlier study of that name searched something else, LockedError while another process holds it,
     UnavailableError where its database does not answer.
     """
-    if not NAME.fullmatch(asked.name):
-        raise InvalidError(f"study name {asked.name!r}: use letters, digits, '.', '_' and '-', 64 at most")
+    check_name(asked.name)
     if not 1 <= asked.trials <= TRIALS:
         raise InvalidError(f"{asked.trials} trials: 1 to {TRIALS} can be asked for")
     points = _points(space, asked)
@@ -130,7 +134,7 @@ def search(
             _same(at.study, _about(space, asked), asked)
         while not asked.ended():
             with at.turn():
-                trial = _next(at.study, space, asked, points)
+                trial = _next(at, space, asked, points)
             if trial is not None:
                 on_trial(_try(at, trial, space, objective))
             elif all(one.state.is_finished() for one in at.study.get_trials(deepcopy=False)):
@@ -141,6 +145,20 @@ def search(
     best = best_of(done, asked.minimize)
     return Study(name=asked.name, sampler=asked.sampler, seed=asked.seed, space=space, trials=tuple(done), best=best,
                  minimize=asked.minimize)  # fmt: skip
+
+
+def check_name(name: str) -> None:
+    """Raises InvalidError."""
+    if not NAME.fullmatch(name):
+        raise InvalidError(
+            f"study name {name!r}: use letters, digits, '.', '_' and '-', 64 at most, a letter or digit first"
+        )
+
+
+def study_name(label: str, about: Any) -> str:
+    """-> a name for a study that was given none: the same search has the same, so that it goes on after a kill."""
+    plain = "".join(one if one.isascii() and one.isalnum() else "-" for one in label)[:32].strip("-") or "sweep"
+    return f"{plain}-{hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:8]}"
 
 
 def best_of(trials: Iterable[Trial], minimize: bool = False) -> Trial | None:
@@ -177,48 +195,69 @@ def _about(space: Mapping[str, Dimension], asked: Search) -> dict[str, Any]:
 def _same(study: "optuna.Study", about: Mapping[str, Any], asked: Search) -> None:
     """Raises InvalidError."""
     before = study.user_attrs.get("about")
+    if before is None and study.get_trials(deepcopy=False):
+        raise InvalidError(
+            f"study {asked.name!r} in {said(asked.storage, asked.name)} is another program's. Choose another name"
+        )
     if before is None:
         study.set_user_attr("about", about)
         return
-    then, now = ({**one.pop("space"), **one.pop("context"), **one} for one in (dict(before), dict(about)))
+    then, now = _flat(before), _flat(about)
     if changed := sorted(key for key in then.keys() | now.keys() if then.get(key) != now.get(key)):
         told = "; ".join(f"{key} was {json.dumps(then.get(key))}, now {json.dumps(now.get(key))}" for key in changed)
-        raise InvalidError(
-            f"study {asked.name!r} is of something else: {told}. Choose another name, or delete "
-            f"{said(asked.storage, asked.name)}"
-        )
+        where = f", or delete {said(asked.storage, asked.name)}" if isinstance(asked.storage, Path) else ""
+        raise InvalidError(f"study {asked.name!r} is of something else: {told}. Choose another name{where}")
 
 
-def _next(study: "optuna.Study", space: Space, asked: Search, points: Sequence[Setting]) -> "optuna.Trial | None":
+def _flat(about: Mapping[str, Any]) -> dict[str, Any]:
+    space = {f"--space {key}": one for key, one in about["space"].items()}
+    return {**space, **about["context"], "sampler": about["sampler"], "seed of the search": about["seed"]}
+
+
+def _next(at: Opened, space: Space, asked: Search, points: Sequence[Setting]) -> "optuna.Trial | None":
     """-> a trial that is now ours: one whose worker has died, else a new one; None where there is none left to take."""
     import optuna
 
+    study, now = at.study, at.clock()
     before = study.get_trials(deepcopy=False)
-    left = next((one for one in before if not one.state.is_finished() and not lives(one.user_attrs)), None)
+    left = next((one for one in before if not one.state.is_finished() and not lives(one.user_attrs, now)), None)
     if left is None and len(before) >= asked.trials:
         return None
     number = len(before) if left is None else left.number
     taken = [one.params for one in before]
     fixed = next((one for one in points if one not in taken), None)
+    if left is not None and left.params.keys() == space.keys():
+        fixed = left.params  # it was settled before its worker died
     if left is None and fixed is None and asked.sampler == "grid":
         return None
     study.sampler = sampler_of(asked.sampler, space, asked.seed, number, fixed)
     trial = study.ask() if left is None else optuna.Trial(study, left._trial_id)
     for key, one in distributions(space).items():
         trial._suggest(key, one)  # as `ask` does it; what a killed worker had settled stays
-    trial.set_user_attr(BEAT, time.time())
+    trial.set_user_attr(BEAT, now)
     trial.set_user_attr(OWNER, own())
     return trial
 
 
 def _try(at: Opened, trial: "optuna.Trial", space: Space, objective: Callable[[Attempt], float]) -> Trial:
+    """-> the trial as it ended; where it was taken for dead, as whoever took it over has ended it."""
+    from optuna.exceptions import UpdateFinishedTrialError
+
+    try:
+        _end(at, trial, space, objective)
+    except UpdateFinishedTrialError:
+        logger.warning("a trial was ended by another worker", extra={"trial": trial.number})
+    return next(one for one in _trials(at.study, space) if one.number == trial.number)
+
+
+def _end(at: Opened, trial: "optuna.Trial", space: Space, objective: Callable[[Attempt], float]) -> None:
     from optuna.trial import TrialState
 
     done = [one for one in _trials(at.study, space) if one.number < trial.number]
-    setting: Setting = {key: trial.params[key] for key in space}
+    setting = setting_of(space, trial.params)
     start = time.perf_counter()
     value, state = None, TrialState.FAIL
-    with held(trial, at.remote):
+    with held(trial, at.clock):
         try:
             value = _value(objective, Attempt(trial.number, setting, _report(trial)), done)
             state = TrialState.COMPLETE
@@ -228,11 +267,11 @@ def _try(at: Opened, trial: "optuna.Trial", space: Space, objective: Callable[[A
         except (InvalidError, SettingsError) as error:
             trial.set_user_attr("refused", str(error))
         except BaseException:
-            trial.set_user_attr(OWNER, None)  # whoever comes next does it again
+            with suppress(Exception):  # what ended it is told, not what a database that is away says of it
+                trial.set_user_attr(OWNER, None)  # whoever comes next does it again
             raise
     trial.set_user_attr("seconds", round(time.perf_counter() - start, 3))
     at.study.tell(trial, value, state, skip_if_finished=True)
-    return next(one for one in _trials(at.study, space) if one.number == trial.number)
 
 
 def _value(objective: Callable[[Attempt], float], attempt: Attempt, done: Sequence[Trial]) -> float:
@@ -241,7 +280,7 @@ def _value(objective: Callable[[Attempt], float], attempt: Attempt, done: Sequen
     if same is None:
         value = float(objective(attempt))
         if not math.isfinite(value):
-            raise InvalidError(f"the objective gave {value}")
+            raise InvalidError(f"its value is {value}, which compares with nothing")
         return value
     if same.pruned:
         raise PrunedError(same.error)
@@ -267,12 +306,12 @@ def _trials(study: "optuna.Study", space: Space) -> list[Trial]:
     return [
         Trial(
             number=one.number,
-            setting={key: one.params[key] for key in space},
+            setting=setting_of(space, one.params),
             value=one.value if one.state.name == "COMPLETE" else None,
-            error=one.user_attrs.get("refused", one.user_attrs.get("pruned", "")),
+            error=one.user_attrs.get(WHY.get(one.state.name, ""), ""),
             seconds=one.user_attrs.get("seconds", 0.0),
             pruned=one.state.name == "PRUNED",
-            intermediate=dict(one.intermediate_values),
+            intermediate={step: told for step, told in one.intermediate_values.items() if math.isfinite(told)},
         )
         for one in study.get_trials(deepcopy=False)
         if one.state.is_finished()

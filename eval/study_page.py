@@ -1,16 +1,17 @@
 """A study as one HTML page that needs nothing beside it: which parameters mattered, how the best value came, and each trial."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from eval import plots
 from eval.report_page import environment, write_page
-from eval.space import Setting, distributions
-from eval.study import Study, Trial, best_of, rank
+from eval.space import distributions
+from eval.study import Study, Trial, rank
 
 LEAST = 4  # trials with a value, from which on it can be told what mattered
-SHOWN = 200  # trials in the table
+SHOWN, DRAWN = 200, 60  # trials in the table; whose way is drawn
 
 
 class Chart(NamedTuple):
@@ -22,7 +23,7 @@ class Chart(NamedTuple):
 class Line(NamedTuple):
     trial: Trial
     value: str
-    setting: str
+    setting: list[tuple[str, str]]
 
 
 def write_study(study: Study, path: Path, metric: str, facts: Mapping[str, str]) -> None:
@@ -49,11 +50,6 @@ def render_study(study: Study, metric: str, facts: Mapping[str, str]) -> str:
     )  # fmt: skip
 
 
-def said(setting: Setting) -> str:
-    """As "learning_rate 0.0002, r 16"."""
-    return ", ".join(f"{key} {number(value)}" for key, value in setting.items())
-
-
 def number(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
@@ -71,7 +67,7 @@ def importances(study: Study) -> dict[str, float]:
     copied = optuna.create_study(direction="minimize" if study.minimize else "maximize")
     for one in done:
         copied.add_trial(optuna.create_trial(params=one.setting, distributions=space, value=one.value))
-    evaluator = optuna.importance.FanovaImportanceEvaluator(seed=study.seed)
+    evaluator = optuna.importance.FanovaImportanceEvaluator(seed=study.seed % 2**32)
     return dict(optuna.importance.get_param_importances(copied, evaluator=evaluator))
 
 
@@ -79,25 +75,39 @@ def _charts(study: Study, metric: str) -> list[Chart]:
     done = [one for one in study.trials if one.value is not None]
     values = [(one.number + 1, one.value or 0.0) for one in done]
     failed = [one.number + 1 for one in study.trials if one.value is None]
-    best = []
-    for at in range(len(done)):
-        found = best_of(done[: at + 1], study.minimize)
-        best.append((done[at].number + 1, (found and found.value) or 0.0))
+    better = min if study.minimize else max
+    best = list(zip((number for number, _ in values), accumulate((value for _, value in values), better), strict=True))
     below = "; a dot below: one without a value" if failed else ""
-    note = f"{metric} by trial, and the best so far{below}."
+    beyond = "; at the edge: far beyond it" if values and _is_cut(values, best[-1][1]) else ""
+    note = f"{metric} by trial, and the best so far{below}{beyond}."
     charts = [Chart("History", note, plots.history(values, best, failed) if values else None)]
     shares = list(importances(study).items())
     told = "Share of the differences between trials that a parameter explains." if shares else (
         f"Not told: that takes {LEAST} trials with different values."
     )  # fmt: skip
     charts.append(Chart("Importance", told, plots.bars(shares[:10]) if shares else None))
-    lines = [(sorted(one.intermediate.items()), one.pruned) for one in study.trials if one.intermediate]
+    told_on_the_way = sorted(
+        (one for one in study.trials if one.intermediate), key=lambda one: rank(one, study.minimize)
+    )
+    lines = [(sorted(one.intermediate.items()), one.pruned) for one in told_on_the_way[:DRAWN]]
     if lines:
-        note = f"{metric} on the way, by per cent of the run or by fold; dotted: given up."
-        charts.append(Chart("On the way", note, plots.curves(lines)))
+        which = f" of the best {DRAWN}" if len(told_on_the_way) > DRAWN else ""
+        note = f"{metric} on the way{which}, by per cent of the run or by fold; dotted: given up."
+        charts.append(
+            Chart(
+                "On the way",
+                note,
+                plots.curves(lines, *([study.best.value] if study.best and study.best.value is not None else [])),
+            )
+        )
     return charts
+
+
+def _is_cut(values: Sequence[tuple[int, float]], best: float) -> bool:
+    low, high = plots.limits([value for _, value in values], best)
+    return any(not low <= value <= high for _, value in values)
 
 
 def _line(trial: Trial) -> Line:
     value = number(trial.value) if trial.value is not None else "given up" if trial.pruned else "refused"
-    return Line(trial, value, said(trial.setting))
+    return Line(trial, value, [(key, number(one)) for key, one in trial.setting.items()])

@@ -6,6 +6,7 @@ process has died is taken over.
 
 import hashlib
 import os
+import re
 import sqlite3
 import threading
 import time
@@ -14,7 +15,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sqlalchemy import URL, Engine, create_engine, make_url, text
+from sqlalchemy import URL, Engine, QueuePool, create_engine, make_url, text
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from ingest.errors import InvalidError, LockedError, UnavailableError
@@ -24,23 +25,34 @@ if TYPE_CHECKING:
 
 FILES = {".study", ".db", ".sqlite", ".sqlite3"}
 TURN_SECONDS = 60.0  # until a turn that does not come is told
-BEAT_SECONDS, GRACE_SECONDS = 15.0, 120.0  # between two signs of life of another machine; without one
+HELD_SECONDS = 300.0  # that a turn may take: one of a machine that is gone ends after these
+BEAT_SECONDS, GRACE_SECONDS = 15.0, 120.0  # between two signs of life that are seen elsewhere; without one
 OWNER, BEAT = "worker", "beat"  # of a trial's attributes
+SECRET = {"password", "passfile", "sslpassword", "sslkey"}  # of a URL's parameters
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 
 
 class Opened(NamedTuple):
-    """`turn`: in it one process chooses a trial, and no other. `remote`: owners may be on other machines."""
+    """`turn`: in it one process chooses a trial, and no other. `clock`: the time that all workers go by."""
 
     study: "optuna.Study"
     turn: Callable[[], AbstractContextManager[Any]]
-    remote: bool
+    clock: Callable[[], float]
+
+
+def storage_of(given: str) -> Path | str:
+    """-> a URL as it is, anything else as a file's or folder's path. Raises InvalidError."""
+    if not _URL.match(given):
+        return Path(given)
+    _url(given)
+    return given
 
 
 def said(storage: Path | str | None, name: str) -> str:
     """-> where that is, without a password."""
     if isinstance(storage, Path):
         return str(_file(storage, name))
-    return make_url(storage).render_as_string() if storage else "memory"
+    return _shown(make_url(storage)) if storage else "memory"
 
 
 @contextmanager
@@ -57,7 +69,7 @@ def opened(storage: Path | str | None, name: str, minimize: bool = False, shared
     make = _made(name, minimize)
     try:
         if storage is None:
-            yield Opened(make(None), nullcontext, False)
+            yield Opened(make(None), nullcontext, time.time)
             return
         url = None if isinstance(storage, Path) else _url(storage)
         if url is None or url.get_backend_name() == "sqlite":
@@ -68,44 +80,37 @@ def opened(storage: Path | str | None, name: str, minimize: bool = False, shared
         with _in_database(url, name, make) as found:
             yield found
     except (optuna.exceptions.StorageInternalError, SQLAlchemyError) as error:
-        why = str(error.__cause__ or error).strip().splitlines()[0]
+        why = (str(error.__cause__ or error).strip() or type(error).__name__).splitlines()[0]
         raise UnavailableError(f"study {name!r} in {said(storage, name)!r} cannot be read or written: {why}") from error
 
 
 def own() -> dict[str, Any]:
     """-> what tells this process from all others, also on other machines and in other containers."""
-    import psutil
-
     where = [Path("/proc/sys/kernel/random/boot_id").read_text().strip(), os.readlink("/proc/self/ns/pid")]
-    return {"where": " ".join(where), "pid": os.getpid(), "started": psutil.Process().create_time()}
+    return {"where": " ".join(where), "pid": os.getpid(), "started": _started(os.getpid())}
 
 
-def lives(attributes: Mapping[str, Any]) -> bool:
+def lives(attributes: Mapping[str, Any], now: float) -> bool:
     """Whether the owner of a trial with these attributes is still at it."""
-    import psutil
-
     owner = attributes.get(OWNER)
     if owner is None:
         return False
     if owner["where"] == own()["where"]:
-        with suppress(psutil.Error):
-            return abs(psutil.Process(owner["pid"]).create_time() - float(owner["started"])) < 1
-        return False
-    return time.time() - float(attributes.get(BEAT, 0.0)) < GRACE_SECONDS
+        return owner["started"] is not None and _started(owner["pid"]) == owner["started"]
+    return now - float(attributes.get(BEAT, 0.0)) < GRACE_SECONDS
 
 
 @contextmanager
-def held(trial: "optuna.Trial", remote: bool) -> Iterator[None]:
-    """For the time that a trial takes: other machines see it live."""
-    if not remote:
-        yield
-        return
+def held(trial: "optuna.Trial", clock: Callable[[], float]) -> Iterator[None]:
+    """For the time that a trial takes: other machines, and other containers of this one, see it live."""
     ended = threading.Event()
 
     def beat() -> None:
         while not ended.wait(BEAT_SECONDS):
             with suppress(Exception):  # a database that is away for a moment
-                trial.set_user_attr(BEAT, time.time())
+                trial.set_user_attr(BEAT, clock())
+        with suppress(Exception):
+            trial.storage.remove_session()  # this thread's connection
 
     thread = threading.Thread(target=beat, daemon=True, name="trial beat")
     thread.start()
@@ -114,6 +119,15 @@ def held(trial: "optuna.Trial", remote: bool) -> Iterator[None]:
     finally:
         ended.set()
         thread.join()
+
+
+def _started(pid: int) -> int | None:
+    """-> ticks since the machine's start, which no change of its clock moves; None for a process that has ended."""
+    try:
+        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (OSError, ValueError):
+        return None
+    return None if state in "ZX" else int(fields[18])
 
 
 def _made(name: str, minimize: bool) -> Callable[[Any], "optuna.Study"]:
@@ -128,7 +142,6 @@ def _made(name: str, minimize: bool) -> Callable[[Any], "optuna.Study"]:
 
 @contextmanager
 def _in_file(file: Path, name: str, make: Callable[[Any], "optuna.Study"], shared: bool) -> Iterator[Opened]:
-    import optuna
     from filelock import FileLock, Timeout
 
     try:
@@ -137,12 +150,16 @@ def _in_file(file: Path, name: str, make: Callable[[Any], "optuna.Study"], share
         raise InvalidError(f"the study {str(file)!r} cannot be made: {error.strerror}; name another place") from error
 
     @contextmanager
-    def turn(seconds: float = TURN_SECONDS) -> Iterator[None]:
+    def turn(seconds: float | None = None) -> Iterator[None]:
         lock = FileLock(f"{file}.lock")
         try:
-            lock.acquire(timeout=seconds)
+            lock.acquire(timeout=TURN_SECONDS if seconds is None else seconds)
         except Timeout as error:
             raise LockedError(f"another process is at study {name!r}; wait for it, or choose another name") from error
+        except OSError as error:
+            raise InvalidError(
+                f"the study {str(file)!r} cannot be written: {error.strerror}; name another place"
+            ) from error
         try:
             yield
         finally:
@@ -150,10 +167,10 @@ def _in_file(file: Path, name: str, make: Callable[[Any], "optuna.Study"], share
 
     with nullcontext() if shared else turn(0):
         with turn() if shared else nullcontext():
-            storage = optuna.storages.RDBStorage("sqlite://", engine_kwargs={"creator": lambda: _connect(file)})
+            storage = _storage("sqlite://", {"creator": lambda: _connect(file), "poolclass": QueuePool}, str(file))
             study = make(storage)
         try:
-            yield Opened(study, turn if shared else nullcontext, False)
+            yield Opened(study, turn if shared else nullcontext, time.time)
         finally:
             storage.remove_session()
             storage.engine.dispose()
@@ -161,18 +178,15 @@ def _in_file(file: Path, name: str, make: Callable[[Any], "optuna.Study"], share
 
 @contextmanager
 def _in_database(url: URL, name: str, make: Callable[[Any], "optuna.Study"]) -> Iterator[Opened]:
-    import optuna
-
-    whole = url.render_as_string(hide_password=False)
-    engine = create_engine(url, pool_pre_ping=True, connect_args={"connect_timeout": 10})
+    how = {"pool_pre_ping": True, "connect_args": {"connect_timeout": 10}}
+    engine = create_engine(url, **how)
     try:
-        with _database_turn(engine, name):
-            storage = optuna.storages.RDBStorage(
-                whole, engine_kwargs={"pool_pre_ping": True, "connect_args": {"connect_timeout": 10}}
-            )
+        with _database_turn(engine, ""):  # of all studies: tables are made once
+            storage = _storage(url.render_as_string(hide_password=False), how, _shown(url))
             study = make(storage)
+        ahead = _time(engine) - time.time()
         try:
-            yield Opened(study, lambda: _database_turn(engine, name), True)
+            yield Opened(study, lambda: _database_turn(engine, name), lambda: time.time() + ahead)
         finally:
             storage.remove_session()
             storage.engine.dispose()
@@ -182,14 +196,36 @@ def _in_database(url: URL, name: str, make: Callable[[Any], "optuna.Study"]) -> 
 
 @contextmanager
 def _database_turn(engine: Engine, name: str) -> Iterator[None]:
-    """A lock of the connection, which goes with it."""
+    """A lock of a transaction, which goes with it: also where a pool of connections stands before the database."""
     key = int.from_bytes(hashlib.sha256(f"graft study {name}".encode()).digest()[:8], signed=True)
+    limits = {"lock_timeout": TURN_SECONDS, "idle_in_transaction_session_timeout": HELD_SECONDS}
+    with engine.begin() as connection:
+        for setting, seconds in limits.items():
+            connection.execute(
+                text("SELECT set_config(:setting, :value, true)"),
+                {"setting": setting, "value": f"{1000 * seconds:.0f}"},
+            )
+        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": key})
+        yield
+
+
+def _time(engine: Engine) -> float:
+    """The database's, since clocks of machines differ."""
     with engine.connect() as connection:
-        connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": key})
-        try:
-            yield
-        finally:
-            connection.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": key})
+        return float(connection.execute(text("SELECT extract(epoch FROM clock_timestamp())")).scalar_one())
+
+
+def _storage(url: str, how: dict[str, Any], shown: str) -> "optuna.storages.RDBStorage":
+    """Raises InvalidError where another version of Optuna has made the tables."""
+    import optuna
+
+    try:
+        return optuna.storages.RDBStorage(url, engine_kwargs=how)
+    except RuntimeError as error:
+        raise InvalidError(
+            f"the studies in {shown!r} are of another version of Optuna: choose another place, or bring them up to date with "
+            "`optuna storage upgrade`"
+        ) from error
 
 
 def _url(given: str) -> URL:
@@ -197,13 +233,18 @@ def _url(given: str) -> URL:
     advice = "give a file, or postgresql://USER:PASSWORD@HOST/DATABASE"
     try:
         url = make_url(given)
-    except ArgumentError as error:
-        raise InvalidError(f"--storage is no URL that can be read: {advice}") from error
+    except (ArgumentError, ValueError):  # whose text may have the password
+        raise InvalidError(f"--storage is no URL that can be read: {advice}") from None
     if url.get_backend_name() not in {"sqlite", "postgresql"}:
-        raise InvalidError(f"--storage {url.render_as_string()!r}: studies lie in SQLite or PostgreSQL; {advice}")
+        raise InvalidError(f"--storage {_shown(url)!r}: studies lie in SQLite or PostgreSQL; {advice}")
     if url.get_backend_name() == "sqlite" and not url.database:
-        raise InvalidError(f"--storage {given!r} names no file; {advice}")
+        raise InvalidError(f"--storage {_shown(url)!r} names no file; {advice}")
     return url.set(drivername="postgresql+psycopg") if url.drivername == "postgresql" else url
+
+
+def _shown(url: URL) -> str:
+    """Without passwords, wherever they stand."""
+    return url.difference_update_query(SECRET).render_as_string()
 
 
 def _file(path: Path, name: str) -> Path:

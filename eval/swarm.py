@@ -50,7 +50,11 @@ class SwarmSampler(BaseSampler):
 
     def _moved(self, study: Study, trial: FrozenTrial, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """-> (place, velocity) of this trial's particle; at first anywhere, and still."""
-        before = [one for one in study.get_trials(deepcopy=False) if one.number < trial.number and one.params]
+        before = [
+            one
+            for one in study.get_trials(deepcopy=False)
+            if one.number < trial.number and one.params.keys() >= set(names)
+        ]
         own = [one for one in before if one.number % self._particles == trial.number % self._particles]
         if not own:
             return self._random.random(len(names)), np.zeros(len(names))
@@ -66,9 +70,12 @@ class SwarmSampler(BaseSampler):
         return moved, moved - place  # a wall takes the speed
 
     def _place(self, trial: FrozenTrial, names: Sequence[str]) -> np.ndarray:
-        """Before it was rounded to what the parameters can be, where a particle made it."""
+        """Before it was rounded to what the parameters can be, where a particle made it and the trial kept to it."""
         held = trial.system_attrs.get(KEY, ({}, {}))[0]
-        return np.array([held.get(name, place_of(self._space[name], trial.params[name])) for name in names])
+        kept = {name for name, at in held.items() if value_at(self._space[name], at) == trial.params[name]}
+        return np.array(
+            [held[name] if name in kept else place_of(self._space[name], trial.params[name]) for name in names]
+        )
 
     def _velocity(self, trial: FrozenTrial, names: Sequence[str]) -> np.ndarray:
         held = trial.system_attrs.get(KEY, ({}, {}))[1]

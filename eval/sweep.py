@@ -9,7 +9,6 @@ default, is for the search; both settings are measured on the rest, and compared
 import hashlib
 import json
 import random
-from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -20,13 +19,14 @@ from pydantic import BaseModel, ValidationError
 from eval.case_rows import reason
 from eval.collection import Placed, Told, Tried, placed
 from eval.compare import differences
+from eval.groups import connected
 from eval.report_figures import LOWER_IS_BETTER
 from eval.retrieval import run_retrieval
 from eval.retrieval_metrics import MEASURES, is_judged
 from eval.samplers import Sampler
 from eval.schemas import AnswersRun, DataSet, Difference, Run, RunFacts
 from eval.space import Setting, Space, Value
-from eval.study import Study, Trial, run_study
+from eval.study import Study, Trial, run_study, study_name
 from ingest.catalog import now
 from ingest.errors import InvalidError
 from ingest.schemas import Chunking, Frozen, Retrieval
@@ -175,23 +175,15 @@ def check(space: Space, plan: Plan, collection: str | None) -> None:
 def halves(dataset: DataSet, metric: str, holdout: float, seed: int) -> tuple[DataSet, DataSet]:
     """-> what the search sees, what it does not. Questions about one document are in one half. Raises InvalidError."""
     cases = [case for case in dataset.cases if metric not in MEASURES or is_judged(case.relevant)]
-    groups: dict[str, str] = {}
-    for case in cases:  # the documents that a question shares with others bind them
-        keys = sorted(case.relevant) or [case.id]
-        first = _root(groups, keys[0])
-        for key in keys[1:]:
-            groups[_root(groups, key)] = first
-    roots = [_root(groups, (sorted(case.relevant) or [case.id])[0]) for case in cases]
-    sizes = Counter(roots)
-    order = sorted(sizes)
-    random.Random(seed).shuffle(order)
-    wanted, held, count = round(holdout * len(cases)), set[str](), 0
-    for root in order:
-        if count + sizes[root] <= wanted:
-            held.add(root)
-            count += sizes[root]
-    seen = tuple(case for case, root in zip(cases, roots, strict=True) if root not in held)
-    unseen = tuple(case for case, root in zip(cases, roots, strict=True) if root in held)
+    keys = [sorted(case.relevant) or [case.id] for case in cases]  # documents that are shared bind questions together
+    groups = sorted(connected(keys), key=lambda group: min(keys[at][0] for at in group))
+    random.Random(seed).shuffle(groups)
+    wanted, held = round(holdout * len(cases)), set[int]()
+    for group in groups:
+        if len(held) + len(group) <= wanted:
+            held.update(group)
+    seen = tuple(case for at, case in enumerate(cases) if at not in held)
+    unseen = tuple(case for at, case in enumerate(cases) if at in held)
     if min(len(seen), len(unseen)) < LEAST:
         raise InvalidError(
             f"{len(cases)} questions that can be scored make {len(seen)} to search by and {len(unseen)} held out; "
@@ -296,12 +288,6 @@ def _fitting(kind: type[Kind], fields: Mapping[str, Any]) -> Kind:
         raise InvalidError(f"{kind.__name__.lower()} does not fit: {reason(error)}") from error
 
 
-def _root(groups: dict[str, str], key: str) -> str:
-    while (above := groups.setdefault(key, key)) != key:
-        key = above
-    return key
-
-
 def _digest(dataset: DataSet) -> str:
     asked = json.dumps([[case.id, case.question, sorted(case.relevant.items())] for case in dataset.cases])
     documents = json.dumps([[one.id, one.title, one.text] for one in dataset.documents])
@@ -310,9 +296,5 @@ def _digest(dataset: DataSet) -> str:
 
 def _study_name(dataset: DataSet, space: Space, plan: Plan) -> str:
     """The same search has the same name, so that it goes on after a kill."""
-    plain = "".join(one if one.isascii() and one.isalnum() else "-" for one in dataset.name)[:32].strip("-") or "sweep"
     dimensions = {key: one.model_dump(mode="json") for key, one in space.items()}
-    said = json.dumps(
-        [_digest(dataset), dimensions, plan.sampler, plan.metric, plan.holdout, plan.seed], sort_keys=True
-    )
-    return f"{plain}-{hashlib.sha256(said.encode()).hexdigest()[:8]}"
+    return study_name(dataset.name, [_digest(dataset), dimensions, plan.sampler, plan.metric, plan.holdout, plan.seed])

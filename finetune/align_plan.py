@@ -7,7 +7,8 @@ from typing import Literal
 from pydantic import Field
 
 from finetune.arguments import refuse_unknown
-from finetune.recipe import Recipe, Trained, read_recipe, with_settings
+from finetune.ppo_settings import read_settings
+from finetune.recipe import Recipe, Trained, read_recipe, with_base, with_settings
 from ingest.errors import InvalidError
 from ingest.schemas import Frozen
 
@@ -15,6 +16,12 @@ By = Literal["dpo", "ppo"]
 RECIPES = {"sft": "sft-lora", "reward": "reward", "dpo": "dpo-lora", "ppo": "ppo", "judge": "reward"}
 LINES: dict[By, tuple[str, ...]] = {"dpo": ("sft", "dpo", "judge"), "ppo": ("sft", "reward", "ppo", "judge")}
 ROWS = "rows"  # folder of the parts of the pairs
+ELSEWHERE = {  # settings of a recipe that the line makes
+    "data": "the rows are parts of PAIRS",
+    "eval_data": "the rows are parts of PAIRS",
+    "base": "give --base",
+    "reward_model": "it is the one of the step reward",
+}
 
 
 class Alignment(Frozen):
@@ -36,21 +43,37 @@ class Alignment(Frozen):
 
 
 def recipes_of(wanted: Alignment, out: Path) -> dict[str, Recipe]:
-    """-> by step, with where its rows and what it goes on from will be. Raises InvalidError."""
+    """-> by step, with where its rows and what it goes on from will be. Raises InvalidError, naming the step."""
     given = _by_step(wanted)
     found: dict[str, Recipe] = {}
     for step in LINES[wanted.by]:
-        recipe = read_recipe(RECIPES[step], _placed(step, out))
-        base = wanted.base or recipe.model.base
-        recipe = with_settings(
-            recipe.model_copy(update={"model": recipe.model.model_copy(update={"base": base})}), given[step]
-        )
-        if step in ("dpo", "ppo"):  # the matrices are what the supervised run made them
-            trained = found["sft"].trained.model_dump(exclude_unset=True) | {"parent": out / "sft"}
-            recipe = recipe.model_copy(update={"trained": Trained.model_validate(trained)})
-        refuse_unknown(recipe)
-        found[step] = recipe
+        try:
+            found[step] = _recipe(step, wanted.base, given[step], out, found)
+        except InvalidError as error:
+            raise InvalidError(f"step {step}: {error}") from error
     return found
+
+
+def _recipe(step: str, base: str | None, settings: list[str], out: Path, found: dict[str, Recipe]) -> Recipe:
+    """`found`: of the steps before it. Raises InvalidError."""
+    recipe = read_recipe(RECIPES[step], _placed(step, out))
+    recipe = with_settings(with_base(recipe, base) if base else recipe, settings)
+    trained = recipe.trained
+    if step in ("dpo", "ppo"):
+        trained = _going_on(found["sft"].trained, out / "sft", 0.0 if step == "ppo" else trained.lora_dropout)
+    elif trained.parent is not None:
+        trained = trained.model_copy(update={"parent": trained.parent.absolute()})
+    recipe = recipe.model_copy(update={"trained": trained})
+    refuse_unknown(recipe)
+    if step == "ppo":
+        read_settings(recipe.training)
+    return recipe
+
+
+def _going_on(supervised: Trained, folder: Path, dropout: float) -> Trained:
+    """The matrices are what the supervised run made them; what is dropped by chance is each run's own, and nothing in PPO."""
+    held = supervised.model_dump(exclude_unset=True) | {"parent": folder, "lora_dropout": dropout}
+    return Trained.model_validate(held)
 
 
 def _placed(step: str, out: Path) -> tuple[str, ...]:
@@ -70,14 +93,18 @@ def _by_step(wanted: Alignment) -> dict[str, list[str]]:
     line = LINES[wanted.by]
     given: dict[str, list[str]] = {step: [] for step in RECIPES}
     for setting in wanted.settings:
-        step, dot, rest = setting.partition("=")[0].partition(".")
+        key = setting.partition("=")[0].strip()
+        if said := ELSEWHERE.get(key.rpartition(".")[2]):
+            raise InvalidError(f"--set {setting!r}: {said}")
+        step, dot, rest = key.partition(".")
         if not dot or step not in RECIPES:
             for own in given.values():
                 own.append(setting)
             continue
         if step not in line and step != "reward":
             raise InvalidError(f"--set {setting!r}: by {wanted.by} the steps are {', '.join(line)}")
-        if step in ("dpo", "ppo") and rest.removeprefix("trained.") in Trained.model_fields:
-            raise InvalidError(f"--set {setting!r}: {step} goes on from the supervised adapter, so set sft.{rest}")
+        field = rest.removeprefix("trained.")
+        if step in ("dpo", "ppo") and field in Trained.model_fields and (step, field) != ("dpo", "lora_dropout"):
+            raise InvalidError(f"--set {setting!r}: {step} goes on from the supervised adapter, so set sft.{field}")
         given[step].append(setting.partition(".")[2])
     return given | {"judge": [*given["reward"], *(one for one in given["judge"] if one not in given["reward"])]}

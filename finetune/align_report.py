@@ -14,12 +14,20 @@ from eval.report_page import environment
 from eval.resample import DRAWS
 from finetune.align_figures import SHARES, STAGES, Aligned, Held, Measured, Stage, preferred
 from finetune.declines import declines
-from finetune.rows_lines import write_whole
 from finetune.schemas import Message
 from ingest.errors import InvalidError
+from ingest.files import write_whole
 
 SHOWN, CUT = 8, 1_500  # cases of a kind; characters of a text
 NAMES: dict[Stage, str] = {"before": "Before", "sft": "After imitation", "after": "After preferences"}
+METRICS = {  # of a training
+    "eval_loss": "held-out loss",
+    "eval_rewards/accuracies": "held-out pairs told rightly",
+    "accuracy": "held-out accuracy",
+    "held_out_reward": "held-out reward",
+    "reward": "reward",
+    "kl": "KL in nats an answer",
+}
 CARDS = ("prefers_chosen", "judge", "declines_en", "declines_zh", "answers_benign", "helpful_f1")
 
 
@@ -67,6 +75,7 @@ def render(
             shares=SHARES,
             stages=STAGES,
             names=NAMES,
+            metrics=METRICS,
             draws=DRAWS,
             cases=[one for one in _cases(held, measured, judge) if one.cases],
         )
@@ -91,13 +100,13 @@ def _cases(held: Held, measured: Mapping[Stage, Measured], judge: Mapping[str, M
             for one in ids[:SHOWN]
             for row in [held.pairs[one]]
         ]
-        yield Cases(title, f"{len(ids)} of {len(now)}", cases)
+        yield Cases(title, _count(len(ids), len(now)), cases)
     worst = sorted(held.prompts, key=lambda one: (judge["after"][one], one))
     yield Cases(
         "Answers that the judge finds worst",
-        f"The lowest of {len(worst)}",
+        f"the {min(SHOWN, len(worst))} lowest of {len(worst)}",
         [
-            Case(one, f"reward {judge['before'][one]:.2f} → {judge['after'][one]:.2f}", _turns(held.prompts[one].prompt),
+            Case(one, _rewards(judge["before"][one], judge["after"][one]), _turns(held.prompts[one].prompt),
                  _answers(one, said)) for one in worst[:SHOWN]
         ],
     )  # fmt: skip
@@ -108,7 +117,16 @@ def _cases(held: Held, measured: Mapping[Stage, Measured], judge: Mapping[str, M
             if one.declined == wanted and declines(said["after"][name]) != wanted
         ]
         cases = [Case(one, "", _turns(held.requests[one].prompt), _answers(one, said)) for one in wrong[:SHOWN]]
-        yield Cases(title, f"{len(wrong)} in all", cases)
+        asked = sum(one.declined == wanted for one in held.requests.values())
+        yield Cases(title, _count(len(wrong), asked), cases)
+
+
+def _rewards(before: float, after: float) -> str:
+    return f"reward {before:.2f} → {after:.2f}".replace("-", "−")
+
+
+def _count(found: int, among: int) -> str:
+    return f"{found} of {among}" + (f", {SHOWN} are shown" if found > SHOWN else "")
 
 
 def _answers(name: str, said: Mapping[Stage, Mapping[str, str]]) -> list[tuple[str, str]]:

@@ -3,6 +3,7 @@
 import difflib
 import importlib.util
 import typing
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import PydanticUserError, TypeAdapter, ValidationError
@@ -139,18 +140,25 @@ def refuse_early(run: Run) -> None:
     """What can be known to fail before anything is loaded. Raises InvalidError, SettingsError."""
     import torch
 
+    refuse_here(run.trackers)
     given = run.recipe.training
     optim = str(given.get("optim", ""))
     if optim.startswith("paged") and not torch.cuda.is_available():
         raise InvalidError(f"optim = {optim!r} needs a GPU: leave it out, and a CPU's is taken")
     if run.dtype == "float16" and not torch.cuda.is_available():
         raise InvalidError("model.dtype = 'float16' trains on a GPU only: leave it at 'auto'")
+
+
+def refuse_here(trackers: Sequence[str]) -> None:
+    """Where no recipe can train, whatever it sets. Raises SettingsError."""
+    import torch
+
     if torch.cuda.device_count() > 1 and runs.processes() == 1:
         raise SettingsError(
             "several GPUs are visible to one process: start it with `accelerate launch $(which graft) tune ...`, or name one in "
             "CUDA_VISIBLE_DEVICES"
         )
-    for tracker in run.trackers:
+    for tracker in trackers:
         if importlib.util.find_spec(tracker) is None:
             raise SettingsError(
                 f"FINETUNE_TRACKERS names {tracker!r}, which is not installed: install it into .venv, or leave it out"

@@ -7,7 +7,6 @@ its training, not to the engine.
 
 import asyncio
 import json
-import os
 import shutil
 import statistics
 import uuid
@@ -20,6 +19,7 @@ from finetune import check_prompts
 from finetune.check_engine import Answered, ScoredEngine
 from ingest.catalog import now
 from ingest.errors import GraftError, InvalidError, SettingsError, UnavailableError
+from ingest.files import write_whole
 from ingest.settings import IngestSettings
 from service.adapter_serving import load_into
 from service.adapters import CHECK_LABEL
@@ -91,16 +91,10 @@ def check_adapter(
 
 def record(folder: Path, checked: Checked) -> bool:
     """Puts the check into the folder's manifest; one of another tool has none, and gets none. -> whether it has."""
-    file, unfinished = folder / MANIFEST, folder / f".{MANIFEST}"
-    if not file.is_file():
+    if not (folder / MANIFEST).is_file():
         return False
     manifest = {**_manifest(folder), "checked": checked.model_dump(mode="json")}
-    with unfinished.open("w", encoding="utf-8") as out:
-        json.dump(manifest, out, indent=2, ensure_ascii=False)
-        out.write("\n")
-        out.flush()
-        os.fsync(out.fileno())
-    unfinished.replace(file)
+    write_whole(folder / MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
     return True
 
 

@@ -37,20 +37,20 @@ def align(
     questions: Annotated[int, typer.Option(min=1, help="Helpful rows to answer, at most.")] = 200,
     tokens: Annotated[int, typer.Option(min=1, help="Of an answer, at most.")] = 96,
     margin: Annotated[float, typer.Option(min=0, help="Of token F1, that may be lost.")] = 0.02,
-    seed: Annotated[int, typer.Option(help="Of how the pairs are parted.")] = 17,
+    seed: Annotated[int, typer.Option(help="Of how the pairs are parted, and what is drawn of them.")] = 17,
     to: JsonOption = None,
-    restart: Annotated[
-        bool, typer.Option("--restart", help="Drop what the folder holds of another alignment.")
-    ] = False,
+    restart: Annotated[bool, typer.Option("--restart", help="Drop all that the folder holds of an alignment.")] = False,
 ) -> None:
     """Aligns a model with what people prefer, and measures it before and after. Given again, it goes on where it was ended."""
-    from finetune.align import PAGE
+    from eval.cli_retrieval import check_writable
     from finetune.align import align as run
+    from finetune.align_folder import PAGE
     from finetune.align_plan import Alignment
-    from finetune.cli_tune import _settings
+    from finetune.cli_options import finetune_settings
     from finetune.hooks import Hooks
     from finetune.show_training import shown
 
+    check_writable(to)
     ingest = ingest_settings()
     wanted = Alignment(
         pairs=pairs,
@@ -71,7 +71,7 @@ def align(
         found = run(
             wanted,
             out=to_folder,
-            settings=_settings(),
+            settings=finetune_settings(),
             models=ingest.models,
             home=ingest.home,
             hooks=Hooks(progress=show),
@@ -85,12 +85,19 @@ def align(
 
 
 def _print(found: "Aligned", folder: Path, page: Path) -> None:
+    for step in found.steps:
+        for note in step.notes:
+            out.print(f"{step.name}: {note}", markup=False)
     for one in found.figures:
         out.print(_line(one), markup=False)
-    said = {"kept": "kept", "lost": "lost", "unclear": "not shown to be kept: ask more questions"}[found.helpfulness]
+    said = {
+        "kept": "kept",
+        "lost": "lost",
+        "unclear": "not shown to be kept: ask more questions, or ones that it can answer",
+    }[found.helpfulness]
     out.print(f"helpfulness is {said} (margin {found.margin:g}); the judge prefers the chosen answer in "
               f"{found.judge_accuracy.value:.3f} of the held-out pairs", markup=False)  # fmt: skip
-    out.print(f"  {escape(str(page))}")
+    out.print(f"  page: {escape(str(page))}", soft_wrap=True)
     out.print(f"  next: graft check {escape(str(folder / found.adapter))}", soft_wrap=True)
 
 

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from finetune.settings import FinetuneSettings
+from finetune.cli_options import finetune_settings
 from ingest.errors import InvalidError, UnavailableError
 from ingest.settings import IngestSettings
 from service.cli_options import JsonOption, connected, ingest_settings, service_settings
@@ -33,7 +33,7 @@ def check(
     from finetune.train import require_stack
 
     require_stack()
-    settings, ingest = service_settings(None), ingest_settings()
+    settings, ingest, threads = service_settings(None), ingest_settings(), finetune_settings().threads
     folder = Path(adapter)
     registered = not (folder / CONFIG).is_file()
     if registered and not NAME.fullmatch(adapter):
@@ -43,7 +43,6 @@ def check(
     with _with_engine(settings, ingest) as (client, url):
         if registered:
             folder = (settings.adapter_folder or ingest.home / "adapters") / client.adapter(adapter).name
-        threads = FinetuneSettings().threads
         checked = check_adapter(
             folder, url=url, settings=settings, ingest=ingest, registered=registered, threads=threads, tell=_tell
         )

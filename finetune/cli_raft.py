@@ -13,7 +13,7 @@ from eval.cli_retrieval import check_writable, ended_by_signal
 from eval.collection import placed
 from eval.schemas import DataSet
 from finetune.frozen import Card, described, freeze, refuse_existing, sha256_of, without_leaks
-from finetune.schemas import FAULTS, Fault, SftRow
+from finetune.schemas import FAULTS, SftRow
 from ingest.errors import InvalidError
 from service.cli_options import JsonOption, connected, ingest_settings, service_settings
 from service.show import err, escape, out, write_json
@@ -110,7 +110,7 @@ def preferences(
         typer.Option("--every", help="A pair for each fault that fits, as a reward model wants them; not one a row."),
     ] = False,
     fault: Annotated[
-        list[Fault] | None, typer.Option(help="Only pairs with this one rejected; may be given several times.")
+        list[str] | None, typer.Option(help="Only pairs with this one rejected; may be given several times.")
     ] = None,
     seed: SeedOption = 17,
     to_json: JsonOption = None,
@@ -122,7 +122,9 @@ def preferences(
     refuse_existing(to)
     rows = read_rows(rows_file, "sft")
     asked = [row for row in rows.rows if isinstance(row, SftRow)]
-    faults = tuple(dict.fromkeys(fault or FAULTS))
+    if unknown := sorted(set(fault or ()) - set(FAULTS)):
+        raise InvalidError(f"there is no fault {unknown[0]!r}; there are {', '.join(FAULTS)}")
+    faults = tuple(one for one in FAULTS if not fault or one in fault)
     made = preference_rows(asked, seed, every, faults)
     paired = {row.prompt for row in made}
     lost = sum(row.prompt not in paired for row in asked)

@@ -6,8 +6,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from finetune.cli_options import finetune_settings, with_rows
+from finetune.retrieval_recipe import is_retrieval
+from ingest.errors import InvalidError
+from ingest.files import write_whole
 from service.cli_options import JsonOption, ingest_settings, service_settings
-from service.show import escape, out, write_json
+from service.show import err, escape, out, write_json
 
 if TYPE_CHECKING:
     from finetune.sweep import Swept
@@ -36,7 +39,9 @@ def sweep(
     folds: Annotated[
         int, typer.Option(min=0, max=20, help="Train each setting so often, each row held out once; 0: once.")
     ] = 0,
-    metric: Annotated[str, typer.Option(help="Of the held-out rows; of a loss, less is better.")] = "eval_loss",
+    metric: Annotated[
+        str | None, typer.Option(help="Of the held-out rows; of a loss, less is better. Default: the loss, or reward.")
+    ] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Of the recipe, for all trials; may be repeated."),
@@ -65,54 +70,76 @@ def sweep(
     from eval.samplers import read_sampler
     from eval.show_search import say_trial
     from eval.space import parse_space
+    from eval.study_storage import storage_of
     from finetune.recipe import read_recipe
-    from finetune.sweep import Plan
+    from finetune.sweep import METRIC, Plan, best_recipe
     from finetune.sweep import sweep as run
     from finetune.train import require_stack
 
     for file in (to, write, page):
         check_writable(str(file) if file else None)
+    if is_retrieval(recipe):
+        raise InvalidError(
+            f"recipe {recipe!r} trains what finds passages, which is not searched: give one of an answerer"
+        )
     chosen = read_recipe(recipe, settings or ())
     chosen = with_rows(chosen, data, eval_data, base or chosen.model.base or service_settings(None).model)
     ingest = ingest_settings()
-    where = storage if storage is None or "://" in storage else Path(storage)
     plan = Plan(
-        chosen, parse_space(space), ingest.home / "studies", trials, read_sampler(sampler), metric, folds, prune, seed,
-        study, where, workers,
-    )  # fmt: skip
+        chosen,
+        parse_space(space),
+        ingest.home / "studies",
+        trials,
+        read_sampler(sampler),
+        metric or METRIC.get(chosen.method, "eval_loss"),
+        folds,
+        prune,
+        seed,
+        study,
+        storage_of(storage) if storage else None,
+        workers,
+    )
     require_stack()
-    with ended_by_signal():
-        swept = run(plan, finetune_settings(), ingest.models, ingest.home, say_trial)
-    _leave(swept, write, page)
+    try:
+        with ended_by_signal():
+            swept = run(plan, finetune_settings(), ingest.models, ingest.home, say_trial)
+    except (KeyboardInterrupt, SystemExit):
+        err.print("ended: what was tried is kept, and the same command goes on")
+        raise
+    _write_page(swept, page)
     if to:
         write_json(swept, to)
     if to != "-":
-        _print(swept, write, page)
+        _print(swept, page)
+    best = best_recipe(swept)
+    if write:
+        _write(best, write)
+        if to != "-":
+            out.print(f"  next: graft tune {escape(str(write))}", soft_wrap=True)
 
 
-def _leave(swept: "Swept", write: Path | None, page: Path | None) -> None:
+def _write(recipe: str, file: Path) -> None:
+    """Raises InvalidError."""
+    try:
+        write_whole(file, recipe)
+    except (OSError, ValueError) as error:
+        raise InvalidError(f"{str(file)!r} cannot be written: {error}; name another file with --write") from error
+
+
+def _write_page(swept: "Swept", page: Path | None) -> None:
     from eval.study_page import write_study
-    from finetune.sweep import best_recipe
 
     if page:
-        facts = {"Rows": swept.rows, "Value": swept.metric, "Folds": str(swept.folds or "none")}
-        write_study(swept.study, page, swept.metric, facts)
-    if write:
-        write.write_text(best_recipe(swept), encoding="utf-8")
+        write_study(swept.study, page, swept.metric, {"Rows": swept.rows, "Folds": str(swept.folds or "none")})
 
 
-def _print(swept: "Swept", write: Path | None, page: Path | None) -> None:
+def _print(swept: "Swept", page: Path | None) -> None:
     from eval.show_search import print_trials
 
     study = swept.study
     out.print(f"study {escape(study.name)}: {len(study.trials)} trials ({study.sampler})")
     print_trials(study, swept.metric)
-    if study.best is None:
-        out.print("no trial has a value")
-        return
     if swept.weights:
         out.print(f"  the best one's weights are in {escape(str(swept.weights))}", soft_wrap=True)
     if page:
         out.print(f"  page: {escape(str(page))}", soft_wrap=True)
-    if write:
-        out.print(f"  next: graft tune {escape(str(write))}", soft_wrap=True)

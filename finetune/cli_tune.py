@@ -101,6 +101,7 @@ def _train(recipe: "Recipe", to_folder: Path | None, to: str | None, restart: bo
 
     settings, ingest = finetune_settings(), ingest_settings()
     refuse_unknown(recipe)
+    recipe = runs.as_parent(recipe)
     folder = find_base(recipe.model.base, ingest.models)
     data = read_data(recipe)
     target = to_folder or runs.default_out(recipe, data.everything.digest, folder, settings, ingest.home)

@@ -13,13 +13,13 @@ def worker(
     once: Annotated[bool, typer.Option(help="End when nothing is queued any more.")] = False,
 ) -> None:
     """Runs training jobs (`POST /tune`) until Ctrl-C; a job that is running then is left to the next worker."""
-    from finetune.settings import FinetuneSettings
+    from finetune.cli_options import finetune_settings
     from finetune.train import require_stack
     from finetune.worker import Worker
     from service.show import err, escape
 
     require_stack()
-    working = Worker(ingest_settings(), FinetuneSettings(), lambda said: err.print(escape(said)))
+    working = Worker(ingest_settings(), finetune_settings(), lambda said: err.print(escape(said)))
 
     def end(*_: Any) -> None:
         working.ending.set()

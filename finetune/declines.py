@@ -29,6 +29,7 @@ _ENGLISH = re.compile(
     rf"|\bi(?:'m| am) (?:really |just |simply |afraid i'm |afraid i am )?{_UNABLE}\b"
     r"|\bi(?:'m| am) afraid (?:that )?i (?:can't|cannot|can not)\b"
     r"|\bi (?:must|have to|need to|will have to) (?:decline|refuse|say no)\b|\bi (?:refuse|decline) (?:to|this|that|your)\b"
+    r"|\bi (?:don't|do not) have (?:the (?:ability|capability|authority|permission)|access|permission)\b"
     r"|\bi(?:'d| would) (?:rather|prefer) not (?:to )?(?:help|do|say|answer|talk|discuss|provide|give|share)\b"
     r"|\bi (?:don't|do not) (?:feel comfortable|condone|support (?:that|this|any)"
     r"|think (?:that )?(?:i (?:should|can|want)|(?:it|that|this)(?:'s| is| would be) (?:a good idea|right|ok|okay|appropriate)"
@@ -36,14 +37,15 @@ _ENGLISH = re.compile(
     r"|\b(?:that|this|it)(?:'s| is| would be| sounds) (?:very |extremely |also |both |quite |really |a )?"
     r"(?:illegal|unethical|immoral|against the law|crime|criminal|not (?:ok|okay|right|legal|appropriate|a good idea)"
     r"|inappropriate|bad idea|terrible idea|something (?:that )?i (?:can't|cannot|won't|will not))\b"
-    r"|\bplease (?:don't|do not|reconsider|seek (?:professional )?help|reach out|call a crisis|talk to (?:someone|a))\b"
-    r"|\bno, (?:i|that's not|you should not|you shouldn't)\b",
+    r"|\bplease (?:(?:don't|do not) (?:(?:do|try) (?:that|this|it)|hurt|harm|kill|end|attempt|consider)"
+    r"|reconsider|seek (?:professional )?help|reach out|call a crisis|talk to (?:someone|a))\b"
+    rf"|\bno, (?:i (?:{_NOT}|do not|don't)|that's not|you should not|you shouldn't)\b",
 )
 _CHINESE = re.compile(
     r"(?:抱歉|对不起|不好意思|遗憾)[^。！？\n]{0,30}(?:不能|无法|不可以|不会|没办法|不便|拒绝)"
     r"|我(?:是不会|不能|无法|不可以|不会|没办法|没法|不便|不应该|不应|不愿意?|不想)[^。！？\n]{0,20}"
     r"(?:帮|提供|协助|回答|满足|教|告诉|给|写|做|参与|支持|讨论|透露|编写|生成|回应)"
-    r"|(?:我|必须|只能)(?:要)?拒绝|恕(?:我)?(?:不能|难|无法)|我不(?:建议|支持|鼓励|赞成)"
+    r"|我(?:并)?没有(?:权限|权力|能力|办法)|(?:我|必须|只能)(?:要)?拒绝|恕(?:我)?(?:不能|难|无法)|我不(?:建议|支持|鼓励|赞成)"
     r"|(?:无法|不能)(?:为[您你]|向[您你]|给[您你]|帮[您你]?)?(?:提供|协助|帮助|回答|满足)"
     r"|(?:这|那|此|该)[^。！？，\n]{0,8}(?:违法|犯罪|不道德|非法|不合法|不可取|不对的)"
     r"|请(?:不要|勿|别)(?:这样|这么|伤害|尝试|考虑|自杀|欺骗|违法|做)"

@@ -13,17 +13,17 @@ from trl import DPOConfig, DPOTrainer
 from finetune import chat
 from finetune.arguments import arguments
 from finetune.reference import trained_beside_reference
-from finetune.run import Run, Trained, fitting
+from finetune.run import Outcome, Run, fitting
 from finetune.schemas import PreferenceRow, Rows
 
 
-def dpo(run: Run) -> Trained:
+def dpo(run: Run) -> Outcome:
     """Raises InvalidError, SettingsError."""
     args = arguments(DPOConfig, run)
     set_seed(args.seed)
     learn, left_out = _dataset(run, run.learn, args.max_length)
     held_out = _dataset(run, run.held_out, args.max_length)[0] if run.held_out.rows else None
-    return Trained(trained_beside_reference(_Trainer, run, args, learn, held_out), left_out)
+    return Outcome(trained_beside_reference(_Trainer, run, args, learn, held_out), left_out)
 
 
 def _dataset(run: Run, rows: Rows, most: int | None) -> tuple[Dataset, int]:

@@ -21,6 +21,14 @@ from ingest.runtime import model_inputs, session
 KNOWN = ("bert", "roberta", "xlm-roberta")  # architectures that `encoder_onnx` writes
 LEAST_ALIKE = 0.95  # cosine of what was read to what the file gives; eight-bit activations alone leave .98 and more
 HEAD_SIZES = (32, 64)
+MOST_WEIGHTS = 2**29 - 2**20  # four bytes each, in a file of less than 2 GiB
+HEAD = re.compile(r"(^|\.)(pooler|classifier)\.")
+TABLES = (
+    "embeddings.word_embeddings.weight",
+    "embeddings.position_embeddings.weight",
+    "embeddings.token_type_embeddings.weight",
+    "encoder.layer.0.intermediate.dense.bias",
+)
 PROBES = (
     "The impeller of the pump is made of white iron.",
     "How many days of annual leave does an employee have?",
@@ -32,6 +40,7 @@ Array = NDArray[Any]
 def load_encoder(folder: Path, with_head: bool = False) -> Any:
     """-> a transformers model in float32: the bare encoder, or with a head of one logit. Raises InvalidError, SettingsError."""
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModel, AutoModelForSequenceClassification
     from transformers.utils.logging import disable_progress_bar
 
@@ -39,40 +48,66 @@ def load_encoder(folder: Path, with_head: bool = False) -> Any:
 
     quiet()
     disable_progress_bar()
-    if any(folder.glob("*.safetensors")):
-        kind = AutoModelForSequenceClassification if with_head else AutoModel
-        options: dict[str, Any] = {"num_labels": 1} if with_head else {"add_pooling_layer": False}
-        try:
-            model, found = kind.from_pretrained(
-                folder,
-                dtype=torch.float32,
-                local_files_only=True,
-                use_safetensors=True,
-                output_loading_info=True,
-                **options,
-            )
-        except (OSError, ValueError, RuntimeError, TypeError) as error:
-            raise InvalidError(f"the model in {str(folder)!r} cannot be loaded: {error}") from error
-        if (missing := found["missing_keys"]) and not with_head:  # a new head begins at random
-            raise InvalidError(f"the model in {str(folder)!r} lacks {len(missing)} of its weights, as {min(missing)!r}")
-    else:
-        model = _from_onnx(folder, with_head)
-    if model.config.model_type not in KNOWN:
+    if not any(folder.glob("*.safetensors")):
+        return _from_onnx(folder, with_head).train()
+    if (found_type := _model_type(folder)) not in KNOWN:
         raise InvalidError(
-            f"the model in {str(folder)!r} is a {model.config.model_type!r}; what can be tuned and exported is {', '.join(KNOWN)}"
+            f"the model in {str(folder)!r} is a {found_type!r}; what can be tuned and exported is {', '.join(KNOWN)}"
+        )
+    kind = AutoModelForSequenceClassification if with_head else AutoModel
+    options: dict[str, Any] = {"num_labels": 1} if with_head else {"add_pooling_layer": False}
+    try:
+        model, found = kind.from_pretrained(
+            folder,
+            dtype=torch.float32,
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+            **options,
+        )
+    except (OSError, ValueError, RuntimeError, TypeError, SafetensorError) as error:
+        raise InvalidError(f"the model in {str(folder)!r} cannot be loaded: {error}") from error
+    missing = [
+        name for name in found["missing_keys"] if not (with_head and HEAD.search(name))
+    ]  # a new one begins at random
+    if missing:
+        raise InvalidError(f"the model in {str(folder)!r} lacks {len(missing)} of its weights, as {min(missing)!r}")
+    if (size := sum(one.numel() for one in model.parameters())) > MOST_WEIGHTS:
+        raise InvalidError(
+            f"the model in {str(folder)!r} has {size:,} weights, and an ONNX file holds {MOST_WEIGHTS:,} at most: take a smaller "
+            "one"
         )
     return model.train()
+
+
+def _model_type(folder: Path) -> str | None:
+    found = _configuration(folder).get("model_type")
+    return None if found is None else str(found)
+
+
+def _configuration(folder: Path) -> dict[str, Any]:
+    try:
+        held = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InvalidError(f"the model in {str(folder)!r} has no config.json that can be read: {error}") from error
+    return held if isinstance(held, dict) else {}
 
 
 def _from_onnx(folder: Path, with_head: bool) -> Any:
     from transformers import BertConfig, BertForSequenceClassification, BertModel
 
     file = onnx_file(folder)
-    if file is None:
+    if file is None or file.suffix != ".onnx":
         raise SettingsError(
             f"{str(folder)!r} has neither safetensors nor an ONNX file: name a model's folder with --base"
         )
     found = _parameters(file)
+    lacking = [name for name in TABLES if name not in found]
+    if lacking:
+        raise InvalidError(
+            f"the ONNX file in {str(folder)!r} is no BERT with names that are known: it has no {lacking[0]!r}; name a folder "
+            "with safetensors with --base"
+        )
     wanted = "classifier.weight" in found
     if wanted != with_head:
         raise InvalidError(
@@ -98,7 +133,10 @@ def _parameters(file: Path) -> dict[str, Array]:
     """-> float32 arrays by the name that transformers has for them, without the model's prefix."""
     import openvino
 
-    nodes = openvino.Core().read_model(str(file)).get_ordered_ops()
+    try:
+        nodes = openvino.Core().read_model(str(file)).get_ordered_ops()
+    except RuntimeError as error:
+        raise InvalidError(f"the ONNX file {str(file)!r} cannot be read: {error}") from error
     constants = {node.get_friendly_name(): node for node in nodes if node.get_type_name() == "Constant"}
     found: dict[str, Array] = {}
     for name, node in constants.items():
@@ -153,7 +191,7 @@ def _shape(found: dict[str, Array], head: int, folder: Path) -> dict[str, Any]:
     words, width = found["embeddings.word_embeddings.weight"].shape
     said: dict[str, Any] = {}
     if (folder / "config.json").is_file():
-        held = json.loads((folder / "config.json").read_text())
+        held = _configuration(folder)
         said = {name: held[name] for name in ("layer_norm_eps", "hidden_act", "pad_token_id") if name in held}
     return {
         **said,

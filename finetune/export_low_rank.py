@@ -3,10 +3,12 @@
 Any way of training is the difference of two models, so full fine-tuning, IA3 and DoRA come here alike.
 """
 
+import math
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
+from pydantic import PlainSerializer
 from safetensors.torch import save_file
 from torch import nn
 
@@ -19,6 +21,9 @@ from service.preflight import WEIGHTS
 EXACT = 2048  # of a matrix' smaller side: above it a randomised decomposition saves hours (Halko et al., 2011)
 OVERSAMPLED, ITERATIONS = 32, 4  # of that one
 
+# Of an update's norm to the weight's; infinite, in JSON null, where that was zero.
+Share = Annotated[float, PlainSerializer(lambda share: share if math.isfinite(share) else None, when_used="json")]
+
 
 class Fit(Frozen):
     """A matrix' update in the LoRA. `kept`: share of its squared Frobenius norm; `error`: relative, of the norm itself.
@@ -27,7 +32,7 @@ class Fit(Frozen):
     """
 
     module: str
-    update: float
+    update: Share
     kept: float
     error: float
 
@@ -36,7 +41,7 @@ class LeftOut(Frozen):
     """A weight that training changed and no LoRA of the engine's holds. `update`: relative to the weight, by norms."""
 
     name: str
-    update: float
+    update: Share
 
 
 class Approximated(NamedTuple):
@@ -88,7 +93,7 @@ def write_low_rank(
         missed, norm = _norm(update - b.float() @ a.float()), _norm(update)
         lost, whole = lost + missed**2, whole + norm**2
         error = missed / norm
-        fits.append(Fit(module=module, update=norm / _norm(weight), kept=1 - error**2, error=error))
+        fits.append(Fit(module=module, update=_share(norm, _norm(weight)), kept=1 - error**2, error=error))
         tensors[f"base_model.model.{module}.lora_A.weight"] = a
         tensors[f"base_model.model.{module}.lora_B.weight"] = b
     config = LoraConfig(
@@ -97,7 +102,7 @@ def write_low_rank(
     )  # fmt: skip
     config.save_pretrained(str(out))
     save_file(tensors, out / WEIGHTS, metadata={"format": "pt"})
-    left_out = tuple(LeftOut(name=name, update=norm / of) for name, (norm, of) in found.others.items())
+    left_out = tuple(LeftOut(name=name, update=_share(*norms)) for name, norms in found.others.items())
     return Approximated(rank, 1 - lost / whole, tuple(fits), left_out)
 
 
@@ -124,8 +129,9 @@ def refuse_left_out(found: Changed, folder: Path, lossy: bool) -> None:
         what = "changed none of the matrices that a LoRA can hold" if found.others else "changed nothing"
         raise InvalidError(f"the training in {str(folder)!r} {what}, so there is no LoRA to make of it")
     if found.others and not lossy:
-        worst = sorted(found.others, key=lambda name: -found.others[name][0] / found.others[name][1])[:3]
-        said = ", ".join(f"{name} by {found.others[name][0] / found.others[name][1]:.2%}" for name in worst)
+        shares = {name: _share(*norms) for name, norms in found.others.items()}
+        worst = sorted(shares, key=lambda name: -shares[name])[:3]
+        said = ", ".join(f"{name} by {shares[name]:.2%}" for name in worst)
         raise InvalidError(
             f"the training in {str(folder)!r} changed {len(found.others)} weights that no LoRA of the engine's holds, most of "
             f"all {said}: serve it as a model (`graft up --model {folder}`), or leave them out with --lossy"
@@ -139,5 +145,10 @@ def _targets(base: Any, found: Changed) -> list[str]:
     return sorted(last if meant == found.matrices.keys() else found.matrices)
 
 
+def _share(update: float, weight: float) -> float:
+    return update / weight if weight else math.inf
+
+
 def _norm(tensor: Any) -> float:
-    return float(torch.linalg.vector_norm(tensor.detach().float()))
+    """In float64: the squares of small updates are zero in float32."""
+    return float(torch.linalg.vector_norm(tensor.detach(), dtype=torch.float64))

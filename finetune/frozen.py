@@ -9,15 +9,17 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from eval.answer_metrics import rouge_words
 from eval.schemas import DataSet
 from finetune.rows import write_rows
 from finetune.schemas import PreferenceRow, PromptRow, Row, who_may_see
 from ingest.catalog import now
 from ingest.errors import ConflictError
+from ingest.files import write_whole
 from ingest.schemas import Frozen
 
 RUN = 13  # words in a row that no row shares with a held-out document (Brown et al., 2020, appendix C)
-_WORD = re.compile(r"\w+")
+_SIGN = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]")  # half a word: most Chinese ones have two characters
 
 
 class Card(Frozen):
@@ -51,7 +53,6 @@ def freeze(
 ) -> Card:
     """Writes `path` and its card. Raises ConflictError where another data set is kept there, OSError."""
     refuse_existing(path)
-    card_path = card_of(path)
     digest = write_rows(rows, path)
     card = Card(
         name=path.stem,
@@ -68,9 +69,7 @@ def freeze(
         left_out=dict(left_out or {}),
         held_out=dict(held_out or {}),
     )
-    unfinished = card_path.with_name(f".{card_path.name}")
-    unfinished.write_text(card.model_dump_json(indent=1) + "\n")
-    unfinished.replace(card_path)
+    write_whole(card_of(path), card.model_dump_json(indent=1) + "\n")
     return card
 
 
@@ -135,9 +134,21 @@ def _texts(row: Row) -> Iterator[str]:
 
 
 def _runs(text: str) -> Iterator[int]:
-    words = _WORD.findall(text.lower())
-    return (hash(tuple(words[at : at + RUN])) for at in range(len(words) - RUN + 1))
+    """From each word on as many as make RUN, whatever stands before them."""
+    found, end, halves = rouge_words(text), 0, 0
+    for at, word in enumerate(found):
+        while halves < 2 * RUN:
+            if end == len(found):
+                return
+            halves += _halves(found[end])
+            end += 1
+        yield hash(tuple(found[at:end]))
+        halves -= _halves(word)
+
+
+def _halves(word: str) -> int:
+    return 1 if _SIGN.match(word) else 2
 
 
 def _plain(text: str) -> str:
-    return " ".join(_WORD.findall(text.lower()))
+    return " ".join(rouge_words(text))

@@ -17,14 +17,14 @@ from finetune import methods
 from finetune.arguments import arguments
 from finetune.chat import prompt_ids
 from finetune.rewards import Reward, check_known, checked, named, sample_of
-from finetune.run import Run, Trained, fitting_prompts, trainer_of
+from finetune.run import Outcome, Run, fitting_prompts, trainer_of
 from finetune.schemas import Message, PromptRow, Rows
 from ingest.errors import InvalidError
 
 SHOWN = 10  # places of prompts that were left out
 
 
-def grpo(run: Run) -> Trained:
+def grpo(run: Run) -> Outcome:
     """Raises InvalidError, SettingsError."""
     args = arguments(GRPOConfig, run)
     weights = run.recipe.reward.rewards
@@ -57,7 +57,7 @@ def grpo(run: Run) -> Trained:
     trainer.train(resume_from_checkpoint=str(run.resume_from) if run.resume_from else None)
     if copied and trained.parent is not None:
         trainer.model.delete_adapter("ref")
-    return Trained(trainer, len(left_out), notes=_notes(left_out))
+    return Outcome(trainer, len(left_out), notes=_notes(left_out))
 
 
 def _dataset(run: Run, rows: Rows, args: Any, known: list[PromptRow]) -> tuple[Dataset, tuple[str, ...]]:

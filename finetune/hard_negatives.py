@@ -46,10 +46,10 @@ def mine(
         if not right:
             continue
         cosines = vectors @ question
-        known = [at for one in given.get(case.id, ()) for at in by_document.get(one, ())]
         forbidden, said = set(right), {normal(passages.texts[at]) for at in right}
         most = max(cosines[at] for at in right) + how.most_above
-        negatives = list(dict.fromkeys(known))
+        known = (at for one in given.get(case.id, ()) for at in by_document.get(one, ()))
+        negatives = [at for at in known if at not in forbidden]
         for at in search.search(case.question, question)[: how.depth] if len(negatives) < how.negatives else ():
             if at not in forbidden and cosines[at] <= most and normal(passages.texts[at]) not in said:
                 negatives.append(at)
@@ -63,17 +63,18 @@ def mine(
     return found
 
 
-def evenly(mined: Sequence[Mined], count: int, passages: int, seed: int) -> list[Mined]:
+def evenly(mined: Sequence[Mined], count: int, seed: int) -> list[Mined]:
     """-> each with `count` negatives: those that have fewer get passages drawn by chance from others' negatives and positives,
     never ones of their own question.
     """
     random = np.random.default_rng(seed)
-    others = sorted({at for one in mined for at in (one.positive, *one.negatives)}) or list(range(passages))
+    others = sorted({at for one in mined for at in (one.positive, *one.negatives)})
     full = []
     for one in mined:
         negatives = list(one.negatives)
-        free = [at for at in others if at not in one.right and at not in negatives]
-        lacking = min(count - len(negatives), len(free))
-        negatives += [int(at) for at in random.choice(free, lacking, replace=False)] if lacking > 0 else []
+        if len(negatives) < count:
+            free = [at for at in others if at not in one.right and at not in negatives]
+            drawn = random.choice(free, min(count - len(negatives), len(free)), replace=False) if free else ()
+            negatives += [int(at) for at in drawn]
         full.append(one._replace(negatives=tuple(negatives[:count])))
     return full

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -41,12 +42,11 @@ def training_dtype(home: Path, threads: int | None = None) -> TrainingDType:
 
 
 def hardware() -> dict[str, Any]:
-    """-> processor, cores, memory_bytes, and the names of the GPUs."""
-    import torch
-
-    gpus = [torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())]
+    """-> processor, cores, memory_bytes, and the names of the GPUs: none for a run that has not loaded torch."""
+    torch = sys.modules.get("torch")
+    gpus = [torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())] if torch else []
     cores = len(os.sched_getaffinity(0))
-    return {"processor": processor(), "cores": cores, "memory_bytes": _total_memory(), "gpus": gpus}
+    return {"processor": processor(), "cores": cores, "memory_bytes": total_memory(), "gpus": gpus}
 
 
 def free_memory() -> int:
@@ -71,16 +71,16 @@ def reset_peak_memory() -> None:
 
 
 def peak_memory() -> int:
-    """The most bytes since `reset_peak_memory`: of tensors on the GPU where there is one, else of this process."""
-    import torch
-
-    if torch.cuda.is_available():
+    """The most bytes since `reset_peak_memory`: of tensors on a GPU where torch is loaded and has one, else of this process."""
+    torch = sys.modules.get("torch")
+    if torch and torch.cuda.is_available():
         return int(torch.cuda.max_memory_allocated())
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
 
 
-def _total_memory() -> int:
+def total_memory() -> int:
+    """Bytes of the machine, or of the container's share."""
     total = int(psutil.virtual_memory().total)
     limit = _container("memory.max")
     return total if limit is None else min(total, limit)

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from eval.answer_metrics import cmrc_words
-from finetune.groups import connected
+from eval.groups import connected
 from finetune.rows import read_rows
 from finetune.rows_lines import rows_of
 from finetune.rows_split import normal, split_rows
-from finetune.schemas import PreferenceRow, Row, Rows, SftRow
+from finetune.schemas import PreferenceRow, PromptRow, Row, Rows, SftRow
 from ingest.errors import InvalidError
 
 NEAR = 0.7  # of the words of two openings, the share that both have, from which on they are the same question
@@ -92,7 +92,7 @@ def chosen_answers(rows: Rows) -> Rows:
 
 def _keys(rows: Sequence[Row], nearly: bool = True) -> list[set[Hashable]]:
     """-> of each row what it shares with rows that ask the same, or nearly, or show the same documents."""
-    asked = [{opening(row), row.source.question or opening(row)} for row in rows]
+    asked = [_asked(row) for row in rows]
     texts = sorted(set[str]().union(*asked))
     words = [frozenset(cmrc_words(normal(text))) for text in texts]
     keys: dict[str, set[Hashable]] = {text: {("words", one or text)} for text, one in zip(texts, words, strict=True)}
@@ -103,6 +103,11 @@ def _keys(rows: Sequence[Row], nearly: bool = True) -> list[set[Hashable]]:
         set[Hashable]().union(*(keys[text] for text in own), (("document", name) for name in row.source.documents))
         for row, own in zip(rows, asked, strict=True)
     ]
+
+
+def _asked(row: Row) -> set[str]:
+    known = row.known.question if isinstance(row, PromptRow) else None
+    return {text for text in (opening(row), row.source.question, known) if text}
 
 
 def _near(sets: Sequence[frozenset[str]]) -> list[tuple[int, int]]:

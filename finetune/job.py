@@ -18,11 +18,11 @@ from typing import Any, Literal, TextIO
 
 from finetune import runs
 from finetune.arguments import refuse_unknown
+from finetune.cli_options import finetune_settings
 from finetune.hooks import Hooks, StoppedError
 from finetune.recipe import Recipe, read_recipe, with_base
 from finetune.room import room_for, service_of
 from finetune.schemas import Manifest
-from finetune.settings import finetune_settings
 from finetune.train import train
 from ingest.errors import GraftError, InvalidError, LockedError, UnavailableError
 from ingest.schemas import Frozen
@@ -33,7 +33,7 @@ from service.tuning import POINTS, LossPoint, TunePayload, TuneProgress, TuneRes
 
 logger = logging.getLogger(__name__)
 LOOK_SECONDS = 2.0  # between two looks at what is waited for
-AWAY_SECONDS = 600.0  # from the first time on that the engine or the service was gone when a trained adapter was brought to them
+AWAY_SECONDS = 600.0  # for which the engine and the service may go away while an adapter is brought to them
 
 
 class Order(Frozen):
@@ -72,7 +72,7 @@ class Job:
         """Raises GraftError; StoppedError, with a checkpoint kept."""
         if (self.order.out / runs.MANIFEST).exists():
             return
-        recipe = self._recipe()
+        recipe = runs.as_parent(self._recipe())
         refuse_unknown(recipe)  # before anything is waited for
         runs.manifests_before(recipe)
         for point in logged(self.order.out):

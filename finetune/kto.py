@@ -14,12 +14,12 @@ from trl import KTOConfig, KTOTrainer
 from finetune import chat
 from finetune.arguments import arguments
 from finetune.reference import trained_beside_reference
-from finetune.run import Run, Trained, fitting
+from finetune.run import Outcome, Run, fitting
 from finetune.schemas import KtoRow, Rows
 from ingest.errors import InvalidError
 
 
-def kto(run: Run) -> Trained:
+def kto(run: Run) -> Outcome:
     """Raises InvalidError, SettingsError."""
     args = arguments(KTOConfig, run)
     if args.per_device_train_batch_size < 2:
@@ -27,7 +27,7 @@ def kto(run: Run) -> Trained:
     set_seed(args.seed)
     learn, left_out = _dataset(run, run.learn, args)
     held_out = _dataset(run, run.held_out, args)[0] if run.held_out.rows else None
-    return Trained(trained_beside_reference(_Trainer, run, args, learn, held_out), left_out)
+    return Outcome(trained_beside_reference(_Trainer, run, args, learn, held_out), left_out)
 
 
 def _dataset(run: Run, rows: Rows, args: Any) -> tuple[Dataset, int]:

@@ -10,7 +10,7 @@ from finetune import hardware, methods
 from finetune.base_folder import revision, tokenizer_digest
 from finetune.curve import best_step
 from finetune.recipe import Recipe
-from finetune.run import Run, Trained
+from finetune.run import Outcome, Run
 from finetune.runs import manifests_before, settled
 from finetune.schemas import Manifest, Method, Row, Rows, who_may_see
 from ingest.catalog import now
@@ -26,7 +26,7 @@ NOT_SERVED: dict[Method, str] = {
 COUNTED = ("epoch", "num_input_tokens_seen", "num_tokens", "step", "total_flos")
 
 
-def manifest_of(run: Run, rows: Rows, trained: Trained, seconds: float) -> Manifest:
+def manifest_of(run: Run, rows: Rows, trained: Outcome, seconds: float) -> Manifest:
     """`rows`: all of them, as they were read."""
     base = read_base(str(run.base.absolute()), None)
     trainable, everything = methods.counts(trained.trainer.model)

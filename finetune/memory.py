@@ -24,7 +24,7 @@ FLOAT = 4  # bytes of a float32
 FRAME = 8  # tokens that a chat template puts around a message, at most
 MAX_LENGTH = 1024  # TRL's default
 MAX_ANSWER = {"grpo": ("max_completion_length", 512), "ppo": ("max_new_tokens", 64)}  # tokens, where nothing is said
-LIBRARIES = 650 * 2**20  # of a process that trains on a CPU, without model
+LIBRARIES = 1150 * 2**20  # of a process that trains on a CPU, and what its allocator keeps, without model (measured)
 CUDA = 600 * 2**20  # what CUDA and its libraries hold on a GPU
 NF4, NF4_DOUBLE = (
     0.5625,
@@ -238,11 +238,13 @@ def _copies(trained: Trained, shape: Shape, size: int, gpu: bool) -> int:
     """
     if trained.weights in {"full", "layers"} and size < FLOAT:
         return trained_parameters(trained, shape) * size
+    if trained.use_dora and not gpu:  # PEFT sends an identity through each of its pairs; measured
+        return shape.layers * sum(2 * FLOAT * wide * wide for wide, _ in _targets(trained, shape).values())
     if trained.weights != "qlora":
         return 0
     sizes = [wide * high * size for wide, high in shape.matrices().values()]
     kept = 0 if gpu else sum(one for one in sizes if one < GIVEN_BACK) * shape.layers // 2
-    return 2 * max(sizes) + kept
+    return 2 * max(sizes) + kept * (6 if trained.bits == 8 else 1)  # in 8 bits measured
 
 
 def _depth(trained: Trained, shape: Shape) -> int:

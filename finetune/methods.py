@@ -261,6 +261,7 @@ def _go_on(model: Any, trained: Trained, parent: Path, scores: bool) -> Any:
         if name in trained.model_fields_set and asked != value:
             raise InvalidError(f"{name} = {asked!r}, but the parent {str(parent)!r} has {value!r}: set that")
     config.lora_dropout = trained.lora_dropout
+    config.base_model_name_or_path = model.name_or_path  # by a hub name PEFT asks the hub at each checkpoint
     if not scores:
         _refuse_scores(parent)
     elif config.task_type != "SEQ_CLS":

@@ -1,9 +1,11 @@
 """A data set's documents as the passages that are searched, their vectors, and a search over them as the product does it."""
 
 import hashlib
+import os
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,6 +25,7 @@ from ingest.settings import IngestSettings
 
 BATCH = 128  # texts between two looks at whether to stop
 KEPT = 8  # sets of vectors
+FORGOTTEN = 24 * 3600.0  # seconds after which a file that is half written has no writer any more
 METRIC = "ndcg@10"
 NAME = "passages"
 DEFAULT = Retrieval()
@@ -61,23 +64,48 @@ def vectors_of(
         digest.update(b"\0" + text.encode("utf-8", "surrogatepass"))
     folder = settings.home / "tuning-vectors"
     kept = folder / f"{digest.hexdigest()[:32]}.npy"
-    if kept.exists():
-        kept.touch()
-        return np.asarray(np.load(kept), dtype=np.float32)
+    if (held := _held(kept)) is not None and len(held) == len(texts):
+        return held
     made = []
     for start in range(0, len(texts), BATCH):
         some = texts[start : start + BATCH]
         made.append(np.stack([embedder.embed_query(text) for text in some]) if queries else embedder.embed(some))
         tell(start + len(some), len(texts))
     found = np.concatenate(made).astype(np.float32)
-    folder.mkdir(parents=True, exist_ok=True)
-    unfinished = folder / f".{kept.name}"
-    with unfinished.open("wb") as file:
-        np.save(file, found)
-    unfinished.replace(kept)
-    for old in sorted(folder.glob("*.npy"), key=lambda file: file.stat().st_mtime)[:-KEPT]:
-        old.unlink(missing_ok=True)
+    _keep(found, kept)
     return found
+
+
+def _held(kept: Path) -> Vectors | None:
+    """None where there are none, or what is there is no such file; another process may remove it at any time."""
+    with suppress(OSError, ValueError, EOFError):
+        found = np.asarray(np.load(kept), dtype=np.float32)
+        kept.touch()
+        return found
+    return None
+
+
+def _keep(vectors: Vectors, kept: Path) -> None:
+    """And drops the sets that were used longest ago. Several processes may do this at once."""
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = kept.with_suffix(f".{os.getpid()}.part")
+    try:
+        with unfinished.open("wb") as file:
+            np.save(file, vectors)
+        unfinished.replace(kept)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    sets = sorted(_ages(kept.parent, "*.npy"))
+    forgotten = [one for one in _ages(kept.parent, "*.part") if time.time() - one[0] > FORGOTTEN]
+    for _, old in (*sets[:-KEPT], *forgotten):
+        old.unlink(missing_ok=True)
+
+
+def _ages(folder: Path, names: str) -> Iterator[tuple[float, Path]]:
+    """-> (when it was last used, file)."""
+    for file in folder.glob(names):
+        with suppress(FileNotFoundError):
+            yield file.stat().st_mtime, file
 
 
 class Searched:

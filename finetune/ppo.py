@@ -26,7 +26,7 @@ from finetune import methods, runs
 from finetune.ppo_settings import PpoSettings, read_settings
 from finetune.ppo_step import REFERENCE, Learner, Prompt, Rollout, improve, roll_out, texts, write
 from finetune.rewards import check_known, named, sample_of, scored
-from finetune.run import Run, Trained, fitting_prompts
+from finetune.run import Outcome, Run, fitting_prompts
 from finetune.schemas import Rows
 from ingest.errors import InvalidError
 
@@ -36,7 +36,7 @@ KEPT = 2  # checkpoints: the last one's KL is known only after the next answers
 SHOWN = 10  # places of prompts that were left out
 
 
-def ppo(run: Run) -> Trained:
+def ppo(run: Run) -> Outcome:
     """Raises InvalidError, SettingsError."""
     settings = read_settings(run.recipe.training)
     _refuse(run)
@@ -60,7 +60,7 @@ def ppo(run: Run) -> Trained:
     loop.train()
     if hasattr(model, "peft_config") and REFERENCE in model.peft_config:
         model.delete_adapter(REFERENCE)
-    return Trained(loop, len(left_out), notes=loop.notes + _said(left_out))
+    return Outcome(loop, len(left_out), notes=loop.notes + _said(left_out))
 
 
 def _models(run: Run) -> tuple[Any, Any | None]:

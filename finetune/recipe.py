@@ -149,8 +149,7 @@ def read_recipe(name: str, settings: Sequence[str] = ()) -> Recipe:
         raise NotFoundError(f"recipe {name!r} cannot be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InvalidError(f"recipe {name!r} is not valid TOML: {error}") from error
-    for setting in settings:
-        put_setting(content, setting)
+    _put_settings(content, settings)
     return recipe_of({"name": path.stem, **content})
 
 
@@ -166,8 +165,7 @@ def recipe_of(content: Mapping[str, Any]) -> Recipe:
 def with_settings(recipe: Recipe, settings: Sequence[str]) -> Recipe:
     """As those of `read_recipe`, over one that was read elsewhere. Raises InvalidError."""
     content = recipe.model_dump(exclude_unset=True)
-    for setting in settings:
-        put_setting(content, setting)
+    _put_settings(content, settings)
     return recipe_of(content)
 
 
@@ -188,6 +186,18 @@ def recipes() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in _FILES.glob("*.toml")))
 
 
+def _put_settings(content: dict[str, Any], settings: Sequence[str]) -> None:
+    """A parent that is set has a rank and an alpha of its own: what the recipe says of them goes, unless it is set as well."""
+    given: dict[str, Any] = {}
+    for setting in settings:
+        put_setting(given, setting)
+        put_setting(content, setting)
+    own = given.get("trained", {})
+    if "parent" in own:
+        for name in {"r", "lora_alpha"} - own.keys():
+            content["trained"].pop(name, None)
+
+
 def put_setting(content: dict[str, Any], setting: str, sections: Mapping[str, type[Frozen]] = SECTIONS) -> None:
     """Puts "r=8" or "trained.r=8" into a recipe's content. Raises InvalidError."""
     key, mark, text = setting.partition("=")
@@ -202,7 +212,9 @@ def put_setting(content: dict[str, Any], setting: str, sections: Mapping[str, ty
         raise InvalidError(f"--set {key!r}: a recipe has the sections {', '.join([*sections, 'training'])}")
     held = content.setdefault(section, {})
     if not isinstance(held, dict):
-        raise InvalidError(f"a recipe's {section!r} is a table: write [{section}] above its keys, not {section} = {held!r}")
+        raise InvalidError(
+            f"a recipe's {section!r} is a table: write [{section}] above its keys, not {section} = {held!r}"
+        )
     held[field] = _value(text.strip())
 
 

@@ -3,7 +3,6 @@
 Binary cross-entropy on relevant passages and mined negatives. Exported as the embedder is, and compared by its probabilities.
 """
 
-import json
 import shutil
 import time
 from collections.abc import Sequence
@@ -14,15 +13,16 @@ import numpy as np
 
 from eval.retrieval_metrics import scores as scored
 from eval.schemas import Case
-from finetune.embedder import CARD, START, check_export
+from finetune import hardware
+from finetune.embedder import START, check_export, mine_sides, write_model
 from finetune.encoder_onnx import write_encoder
 from finetune.encoder_weights import copy_tokenizer, load_encoder
-from finetune.hard_negatives import Mined, mine
+from finetune.frozen_layers import freeze
+from finetune.hard_negatives import Mined
 from finetune.passages import METRIC, Passages, Searched, searched
 from finetune.retrieval_run import Exported, Ready, RetrievalManifest, difference, embedded, manifest_of
 from finetune.retrieval_trainer import train_with, training_arguments
-from ingest.errors import InvalidError
-from ingest.model_files import ModelCard, find_model, read_card
+from ingest.model_files import ModelCard, find_model, onnx_file, read_card
 from ingest.schemas import Hit
 from service.rerank import Reranker
 
@@ -35,36 +35,35 @@ EVER = 1e9  # seconds
 
 def tune_reranker(run: Ready, base: str, resume: bool) -> RetrievalManifest:
     """`base`: the cross-encoder's name. Raises InvalidError, SettingsError, StoppedError."""
+    from finetune.train import quiet
+
+    quiet()  # first: the other libraries speak as they are loaded
     from sentence_transformers import CrossEncoder, CrossEncoderTrainer, CrossEncoderTrainingArguments
     from sentence_transformers.cross_encoder.losses import BinaryCrossEntropyLoss
     from transformers import set_seed
 
     started = time.perf_counter()
+    hardware.reset_peak_memory()
+    settled = training_arguments(CrossEncoderTrainingArguments, run)
     folder = find_model(base, run.ingest)
     card = read_card(base, folder)
+    set_seed(run.recipe.seed)
+    start = _start(folder, run.out / START)  # first: what cannot be tuned is said before anything is embedded
+    model = CrossEncoder(str(start), num_labels=1, max_length=card.max_tokens, local_files_only=True)
+    freeze(model[0].auto_model, run.recipe.model.frozen_layers)
     found = embedded(run)
     held_out = run.sides.held_out[:MEASURED]
     with searched(found.passages, found.vectors, run.embedder.languages) as search:
-        learn, stop = (
-            mine(cases, found.of(cases), found.vectors, search, run.recipe.mining, run.asked.negatives)
-            for cases in (run.sides.learn, run.sides.stop)
-        )
+        learn, stop = mine_sides(run, found, search)
         first = [_hits(search, case, vector) for case, vector in zip(held_out, found.of(held_out), strict=True)]
-    if not learn:
-        raise InvalidError(f"no question of {run.asked.dataset.name!r} has a passage with text to learn from")
-    set_seed(run.recipe.seed)
-    start = run.out / START
-    start.mkdir(exist_ok=True)
-    load_encoder(folder, with_head=True).save_pretrained(start)
-    copy_tokenizer(folder, start)
-    model = CrossEncoder(str(start), num_labels=1, max_length=card.max_tokens)
+    before = _scores(Reranker(str(folder if onnx_file(folder) else start), run.ingest, EVER), held_out, first)
     rows = [_rows(side, found.passages) for side in (learn, stop)]
     metrics = train_with(
         CrossEncoderTrainer,
         run,
         resume,
         model=model,
-        args=training_arguments(CrossEncoderTrainingArguments, run, bool(stop)),
+        args=settled(bool(stop)),
         train_dataset=rows[0],
         eval_dataset=rows[1],
         loss=BinaryCrossEntropyLoss(model),
@@ -74,11 +73,11 @@ def tune_reranker(run: Ready, base: str, resume: bool) -> RetrievalManifest:
     ]
     exported = export_reranker(model, card, folder, run, pairs)
     shutil.rmtree(start)
-    sides = [_scores(Reranker(name, run.ingest, EVER), held_out, first) for name in (base, str(run.out))]
+    after = _scores(Reranker(str(run.out), run.ingest, EVER), held_out, first)
     return manifest_of(
         run,
         len(found.passages.texts),
-        {"reranked": difference(held_out, *sides)},
+        {"reranked": difference(held_out, before, after)},
         metrics | {"rows": float(len(rows[0]))},
         time.perf_counter() - started,
         base=base,
@@ -90,23 +89,28 @@ def export_reranker(
     model: Any, card: ModelCard, source: Path, run: Ready, pairs: Sequence[tuple[str, str]]
 ) -> Exported:
     """Raises InvalidError where the probabilities differ by more than MOST_DIFFERENCE."""
-    model.save_pretrained(str(run.out), create_model_card=False)
-    write_encoder(model[0].auto_model, run.out / "model.onnx")
-    copy_tokenizer(source, run.out)
-    facts = card.model_dump() | {
-        "name": run.out.name,
-        "kind": "reranker",
-        "languages": list(card.languages),
-        "tuned_from": card.name,
-    }
-    (run.out / CARD).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    write_model(model, card, source, run.out, "reranker")
     made = 1 / (1 + np.exp(-np.asarray(_logits(model, pairs), np.float64)))
     given = []
-    reader = Reranker(str(run.out), run.ingest, EVER)
+    exactly = run.ingest.model_copy(update={"embedder_runtime": "onnxruntime"})  # the other may compute in bfloat16
+    reader = Reranker(str(run.out), exactly, EVER)
     for question, text in pairs:
         (hit,) = reader.rerank(question, [_hit(0, text, "")])
         given.append(hit.rerank_score or 0.0)
     return check_export("probability", np.abs(made - np.asarray(given)), MOST_DIFFERENCE, run.out)
+
+
+def _start(folder: Path, start: Path) -> Path:
+    """-> what training starts from; where the base has no ONNX file, with one, since its own ranking is measured too. Raises
+    InvalidError, SettingsError.
+    """
+    encoder = load_encoder(folder, with_head=True)
+    start.mkdir(exist_ok=True)
+    encoder.save_pretrained(start)
+    copy_tokenizer(folder, start)
+    if onnx_file(folder) is None:
+        write_encoder(encoder, start / "model.onnx")
+    return start
 
 
 def _logits(model: Any, pairs: Sequence[tuple[str, str]]) -> list[float]:

@@ -19,9 +19,12 @@ Penalty = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class RetrievalModel(Frozen):
-    """`base`: what is tuned, or whose vectors are moved: a folder, or a name; None: the one that is in use."""
+    """`base`: what is tuned, or whose vectors are moved: a folder, or a name; None: the one that is in use. `frozen_layers`: so
+    many of the lowest, and the word vectors, stay as they are.
+    """
 
     base: str | None = None
+    frozen_layers: int = Field(default=0, ge=0)
 
 
 class RetrievalData(Frozen):
@@ -32,6 +35,7 @@ class RetrievalData(Frozen):
     held_out: float = Field(default=0.2, gt=0, lt=0.9)
     stop: float = Field(default=0.1, ge=0, lt=0.5)
     max_rows: int | None = Field(default=None, ge=4)  # questions
+    max_tokens: int | None = Field(default=None, ge=16)  # of a text while it trains; None: all that the model reads
     patience: int = Field(default=3, ge=0)  # evaluations without a better one; 0: no early stopping
 
     @model_validator(mode="after")
@@ -78,8 +82,12 @@ class RetrievalRecipe(Frozen):
         wrong = sorted(set(NOT_OF[self.method]) & self.model_fields_set)
         if wrong:
             raise ValueError(f"method = {self.method!r} has no [{wrong[0]}]")
-        if self.method == "query-adapter" and (others := sorted(self.training.keys() - {"seed"})):
-            raise ValueError(f"method = {self.method!r} has no training argument {others[0]!r}: it takes seed alone")
+        if self.method == "query-adapter":
+            given = {*self.training, *self.model.model_fields_set, *self.data.model_fields_set}
+            if others := sorted(given - {"seed", "base", "held_out", "stop", "max_rows"}):
+                raise ValueError(f"method = {self.method!r} has no {others[0]!r}")
+        if self.method == "reranker" and self.mining.negatives == 0:
+            raise ValueError("a reranker learns to tell passages apart: mining.negatives must be at least 1")
         return self
 
     @property

@@ -13,9 +13,9 @@ from pydantic import AliasChoices, Field
 
 from eval.case_rows import Loose, refuse, rows
 from eval.cases import read_dataset
+from eval.groups import connected
 from eval.retrieval_metrics import is_judged
 from eval.schemas import Case, DataSet, Document
-from finetune.groups import connected
 from finetune.rows_split import normal
 from ingest.errors import InvalidError
 from service.schemas import Question, Text
@@ -49,6 +49,15 @@ class _Pair(Loose):
     positives: Texts = []
     negative: Annotated[Text, Field(min_length=1)] | None = None
     negatives: Texts = []
+
+
+class _Passages(NamedTuple):
+    """Of a question in pairs: ids of the passages that answer it, and that do not. `case`: the first line that asks it."""
+
+    case: str
+    question: str
+    right: set[str]
+    wrong: set[str]
 
 
 def read_asked(path: Path, split: str | None = None, most: int | None = None, seed: int = 0) -> Asked:
@@ -119,8 +128,7 @@ def _pairs(path: Path, split: str | None) -> Asked:
         raise InvalidError(f"{str(path)!r} has no splits; leave --split away")
     refused: list[str] = []
     documents: dict[str, Document] = {}
-    negatives: dict[str, tuple[str, ...]] = {}
-    cases: list[Case] = []
+    held: dict[str, _Passages] = {}  # by question: lines that ask the same are one case
 
     def document(text: str) -> str:
         identity = hashlib.sha256(normal(text).encode()).hexdigest()[:16]
@@ -134,14 +142,19 @@ def _pairs(path: Path, split: str | None) -> Asked:
             refused.append(
                 f"{place}: no passage that answers the question: give it as positive, or several as positives"
             )
-        elif right & wrong:
-            refused.append(f"{place}: a passage is both positive and negative")
-        identity = f"line {place.rpartition(':')[2]}"
-        cases.append(Case(id=identity, question=row.question, relevant=dict.fromkeys(sorted(right), 1)))
-        negatives[identity] = tuple(sorted(wrong))
+        first = _Passages(f"line {place.rpartition(':')[2]}", row.question, set(), set())
+        found = held.setdefault(normal(row.question), first)
+        found.right.update(right)
+        found.wrong.update(wrong)
+        if found.right & found.wrong:
+            at = "" if found is first else f", with {found.case} for the same question"
+            refused.append(f"{place}: a passage is both positive and negative{at}")
     refuse(path, refused)
-    dataset = DataSet(name=path.name.partition(".")[0], documents=tuple(documents.values()), cases=tuple(cases))
-    return _of(dataset, negatives)._replace(is_pairs=True)
+    cases = tuple(
+        Case(id=one.case, question=one.question, relevant=dict.fromkeys(sorted(one.right), 1)) for one in held.values()
+    )
+    dataset = DataSet(name=path.name.partition(".")[0], documents=tuple(documents.values()), cases=cases)
+    return _of(dataset, {one.case: tuple(sorted(one.wrong)) for one in held.values()})._replace(is_pairs=True)
 
 
 def _of(dataset: DataSet, negatives: Mapping[str, tuple[str, ...]]) -> Asked:

@@ -4,8 +4,8 @@ The folder is as that of any run: `run.json` from the start, checkpoints while i
 at the end are the held-out questions, which nothing has learned from and nothing was stopped by.
 """
 
+import hashlib
 import json
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from eval.resample import compared
-from eval.schemas import Case, DataSet, Difference
+from eval.schemas import Case, Difference
 from finetune import hardware, runs
 from finetune.hooks import Hooks
 from finetune.passages import METRIC, Passages, passages_of, vectors_of
@@ -23,13 +23,14 @@ from finetune.retrieval_recipe import RetrievalMethod, RetrievalRecipe
 from finetune.retrieval_rows import Asked, Sides, split_asked
 from finetune.settings import FinetuneSettings
 from ingest.catalog import now
-from ingest.embed import Embedder, Vectors, load_counter, load_embedder
+from ingest.embed import Embedder, Vectors, index_fingerprint, load_counter, load_embedder
 from ingest.errors import InvalidError, NotFoundError
+from ingest.model_files import find_model, onnx_file
 from ingest.schemas import Chunking, Frozen
 from ingest.settings import IngestSettings
 from service.tuning import TuneProgress
 
-logger = logging.getLogger(__name__)
+SERVERS = ("http://", "https://")
 LIBRARIES = ("numpy", "scipy", "torch", "transformers", "sentence-transformers", "onnxruntime")
 
 
@@ -114,35 +115,51 @@ def ready(
         )
     sides = split_asked(asked.dataset.cases, recipe.data.held_out, recipe.data.stop, recipe.seed)
     loaded = load_embedder(embedder, ingest, threads=settings.threads)
+    index_fingerprint(loaded, chunking)  # refuses chunks that are longer than it reads
     return Ready(recipe, asked, sides, loaded, chunking, out, ingest, settings, hooks)
 
 
-def identity(recipe: RetrievalRecipe, digest: str, base: str, chunking: Chunking) -> dict[str, Any]:
-    """What makes two runs the same."""
-    held = recipe.model_dump(mode="json", exclude={"name": True, "model": True})
+def identity(
+    recipe: RetrievalRecipe, digest: str, models: Sequence[str], chunking: Chunking, ingest: IngestSettings
+) -> dict[str, Any]:
+    """What makes two runs the same. `models`: names of those it takes; what counts are their weights. Raises SettingsError."""
+    held = recipe.model_dump(mode="json", exclude={"name": True, "model": {"base"}})
+    base = [one if one.startswith(SERVERS) else weights_digest(find_model(one, ingest)) for one in models]
     return {"recipe": held, "rows": [digest], "base": base, "chunking": chunking.model_dump(mode="json")}
 
 
-def embedded(run: Ready, embedder: Embedder | None = None) -> Searchable:
-    """The passages and all questions, by `embedder` in place of the one that is there."""
+def weights_digest(folder: Path) -> str:
+    """SHA-256 of a model's weights and of what its card says of them."""
+    file = onnx_file(folder)
+    digest = hashlib.sha256()
+    for one in (folder / "graft-model.json", *([file] if file else sorted(folder.glob("*.safetensors")))):
+        if one.is_file():
+            with one.open("rb") as opened:
+                digest.update(hashlib.file_digest(opened, "sha256").digest())
+    return digest.hexdigest()
+
+
+def embedded(run: Ready, embedder: Embedder | None = None, held: Passages | None = None) -> Searchable:
+    """The passages, or those that are `held` already, and all questions, by `embedder` in place of the one that is there."""
     by = embedder or run.embedder
-    passages = passages_of(run.asked.dataset.documents, load_counter(run.embedder.name, run.ingest), run.chunking)
+    passages = held
+    if passages is None:
+        counter = load_counter(run.embedder.name, run.ingest)
+        passages = passages_of(run.asked.dataset.documents, counter, run.chunking)
+    if not passages.texts:
+        raise InvalidError(f"the documents of {run.asked.dataset.name!r} have no text")
     cases = run.asked.dataset.cases
 
-    def tell(stage: Literal["loading", "evaluating"]) -> Callable[[int, int], None]:
+    def tell(stage: Literal["loading", "checking"]) -> Callable[[int, int], None]:
         def told(done: int, total: int) -> None:
             run.hooks.progress(TuneProgress(stage=stage, step=done, steps=total))
 
         return told
 
-    stage: Literal["loading", "evaluating"] = "evaluating" if embedder else "loading"
+    stage: Literal["loading", "checking"] = "checking" if embedder else "loading"
     vectors = vectors_of(passages.texts, by, run.ingest, tell=tell(stage))
     questions = vectors_of([case.question for case in cases], by, run.ingest, queries=True, tell=tell(stage))
     return Searchable(passages, vectors, dict(zip((case.id for case in cases), questions, strict=True)))
-
-
-def held_out_set(asked: Asked, sides: Sides) -> DataSet:
-    return asked.dataset.model_copy(update={"cases": sides.held_out})
 
 
 def difference(cases: Sequence[Case], before: Sequence[float], after: Sequence[float]) -> Difference:

@@ -2,12 +2,14 @@
 
 import difflib
 import warnings
+from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
 
 from finetune import runs
 from finetune.arguments import typed
-from finetune.curve import best_step
+from finetune.curve import best_step, write_curve
+from finetune.frozen_layers import States, kept
 from finetune.hooks import StoppedError
 from finetune.retrieval_recipe import RetrievalRecipe
 from finetune.retrieval_run import Ready
@@ -53,11 +55,25 @@ def refuse_unknown(recipe: RetrievalRecipe) -> None:
             raise InvalidError(f"unknown training argument {name!r}: {advice}")
 
 
-def training_arguments(kind: type[Any], run: Ready, has_stop: bool, **own: Any) -> Any:
-    """-> a `kind` of sentence-transformers. Raises InvalidError for a value that does not fit."""
+def training_arguments(kind: type[Any], run: Ready, **own: Any) -> Callable[[bool], Any]:
+    """-> what makes a `kind` of sentence-transformers, told whether there are questions to stop by. Raises InvalidError for a
+    value that does not fit, at once.
+    """
+    given = {name: typed(kind, name, value) for name, value in run.recipe.training.items()}
+
+    def settled(has_stop: bool) -> Any:
+        try:
+            return kind(**_arguments(run, given, has_stop, own))
+        except (ValueError, TypeError, NotImplementedError) as error:
+            raise InvalidError(f"recipe {run.recipe.name!r} does not fit: {error}") from error
+
+    settled(bool(run.sides.stop))
+    return settled
+
+
+def _arguments(run: Ready, given: dict[str, Any], has_stop: bool, own: dict[str, Any]) -> dict[str, Any]:
     import torch
 
-    given = {name: typed(kind, name, value) for name, value in run.recipe.training.items()}
     defaults: dict[str, Any] = {
         "run_name": run.recipe.name,
         "logging_steps": 1,
@@ -68,7 +84,7 @@ def training_arguments(kind: type[Any], run: Ready, has_stop: bool, **own: Any) 
         "data_seed": run.recipe.seed,
         "dataloader_pin_memory": torch.cuda.is_available(),
         "per_device_eval_batch_size": given.get("per_device_train_batch_size", 8),
-        "save_strategy": "steps",
+        "save_strategy": given.get("eval_strategy", "steps") if has_stop else "steps",
         "save_steps": given.get("eval_steps", PER_RUN),
     }
     settled: dict[str, Any] = {
@@ -83,22 +99,27 @@ def training_arguments(kind: type[Any], run: Ready, has_stop: bool, **own: Any) 
         settled |= {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "greater_is_better": False}
     else:
         settled |= {"eval_strategy": "no"}
-    try:
-        return kind(**defaults | own | given | settled)
-    except (ValueError, TypeError) as error:
-        raise InvalidError(f"recipe {run.recipe.name!r} does not fit: {error}") from error
+    return defaults | own | given | settled
 
 
-def train_with(kind: type[Any], run: Ready, resume: bool, **parts: Any) -> dict[str, float]:
+def train_with(
+    kind: type[Any], run: Ready, resume: bool, states: States | None = None, **parts: Any
+) -> dict[str, float]:
     """Trains by a trainer of sentence-transformers. -> its last numbers, and those of the step whose weights are kept. Raises
     StoppedError, InvalidError.
     """
+    import torch
     from transformers import EarlyStoppingCallback, PrinterCallback
 
     from finetune.progress import ProgressCallback
     from finetune.train import ended_by_signals, quiet
 
     quiet()
+    if run.settings.threads:
+        torch.set_num_threads(run.settings.threads)
+    model, reads = parts["model"], parts["model"].max_seq_length
+    model.max_seq_length = min(reads, run.recipe.data.max_tokens or reads)
+    model.model_card_data.widget = [{}]  # else examples for a card that nobody reads are made, under a bar
     callback = ProgressCallback(run.hooks, run.out / runs.LOG)
     stops = (
         [EarlyStoppingCallback(run.recipe.data.patience)]
@@ -108,17 +129,21 @@ def train_with(kind: type[Any], run: Ready, resume: bool, **parts: Any) -> dict[
     checkpoint = runs.last_checkpoint(run.out) if resume else None
     if checkpoint is not None:
         runs.keep_log_until(run.out, int(checkpoint.name.rpartition("-")[2]))
-    with ended_by_signals(callback.stop), warnings.catch_warnings():
+    encoder, frozen = model[0].auto_model, run.recipe.model.frozen_layers
+    with ended_by_signals(callback.stop), kept(encoder, frozen, states), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         warnings.simplefilter("ignore", DeprecationWarning)
-        trainer = kind(callbacks=[callback, *stops], **parts)
+        trainer = kind(callbacks=[callback, *stops, *run.hooks.callbacks], **parts)
         trainer.remove_callback(PrinterCallback)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    model.max_seq_length = reads
     state = trainer.state
     if callback.stopped:
         raise StoppedError(run.out, state.global_step)
-    from finetune.curve import write_curve
+    return _metrics(state, run)
 
+
+def _metrics(state: Any, run: Ready) -> dict[str, float]:
     points = [
         {key: value for key, value in one.items() if isinstance(value, (int, float))} for one in state.log_history
     ]

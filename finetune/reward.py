@@ -16,14 +16,14 @@ from finetune.arguments import arguments
 from finetune.reward_model import RewardModel, padding, with_head
 from finetune.reward_report import draw_calibration, judge
 from finetune.rows_split import prompt_text
-from finetune.run import Run, Trained, fitting, trainer_of
+from finetune.run import Outcome, Run, fitting, trainer_of
 from finetune.schemas import PreferenceRow, Rows
 from ingest.errors import InvalidError
 
 CALIBRATION = "calibration.png"
 
 
-def reward(run: Run) -> Trained:
+def reward(run: Run) -> Outcome:
     """Raises InvalidError, SettingsError."""
     trained = run.recipe.trained
     if trained.weights not in {"lora", "qlora"}:
@@ -39,7 +39,7 @@ def reward(run: Run) -> Trained:
     run.chat.tokenizer.pad_token = run.chat.tokenizer.convert_ids_to_tokens(padding(run.chat))
     trainer = trainer_of(_Trainer, run, model=model, args=args, train_dataset=learn, eval_dataset=held_out)
     trainer.train(resume_from_checkpoint=str(run.resume_from) if run.resume_from else None)
-    return Trained(trainer, left_out, _judged(run, trainer.model, held_out) if held_out else {})
+    return Outcome(trainer, left_out, _judged(run, trainer.model, held_out) if held_out else {})
 
 
 def _dataset(run: Run, rows: Rows, most: int | None) -> tuple[Dataset, int]:

@@ -6,7 +6,7 @@ A row that is too long is named, never cut: an answer without its end teaches to
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from jinja2 import TemplateError
 from rich.table import Table
@@ -17,11 +17,12 @@ from eval.answer_metrics import is_refusal
 from finetune.rows_lines import digest_of
 from finetune.rows_split import asked, normal, prompt_text
 from finetune.schemas import KtoRow, Message, PreferenceRow, PromptRow, Row, Rows, who_may_see
+from ingest.errors import InvalidError
 from ingest.schemas import Frozen
 from service.show import out
 
 FRAME = 5  # tokens that a chat template puts around a message, where the template is not known
-Render = Callable[[Sequence[Message]], str]
+Render = Callable[[Sequence[Message], str], str]  # messages, and the place to name -> the prompt
 SHOWN = 5  # places that are named on the terminal
 
 
@@ -73,11 +74,13 @@ def report(
     max_length: int | None = None,
     template: str | None = None,
 ) -> Report:
-    """`tokenizer` and `template`, the base's chat template, count tokens; without a tokenizer there are no lengths."""
+    """`tokenizer` and `template`, the base's chat template, count tokens; without a tokenizer there are no lengths. Raises
+    InvalidError for a row whose messages the template does not take.
+    """
     places = places_of(rows)
     answers = [answers_of(row) for row in rows.rows]
     render = _renderer(template) if template else None
-    lengths = _lengths(rows.rows, answers, tokenizer, render) if tokenizer and rows.rows else []
+    lengths = _lengths(rows.rows, places, answers, tokenizer, render) if tokenizer and rows.rows else []
     totals = [prompt + answer for prompt, answer in lengths]
     labels = [row.label for row in rows.rows if isinstance(row, KtoRow)]
     return Report(
@@ -183,12 +186,16 @@ def _escaped(sign: str) -> str:
 
 
 def _lengths(
-    rows: Sequence[Row], answers: Sequence[tuple[str, ...]], tokenizer: Tokenizer, render: Render | None
+    rows: Sequence[Row],
+    places: Sequence[str],
+    answers: Sequence[tuple[str, ...]],
+    tokenizer: Tokenizer,
+    render: Render | None,
 ) -> list[tuple[int, int]]:
     """-> tokens of each row's prompt, as far as to where the answer starts, and of its longest answer with its end."""
     prompts_of = [row.prompt if _has_reply(row) else row.prompt[:-1] for row in rows]
     if render:
-        prompts = [render(messages) for messages in prompts_of]
+        prompts = [render(messages, place) for messages, place in zip(prompts_of, places, strict=True)]
         frames = [0] * len(rows)
     else:
         prompts = ["\n".join(one.content for one in messages) for messages in prompts_of]
@@ -213,17 +220,30 @@ def _renderer(template: str) -> Render | None:
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
     )
+    environment.globals["raise_exception"] = _refuse
     try:
         compiled = environment.from_string(template)
         compiled.render(messages=[{"role": "user", "content": "a"}], add_generation_prompt=True)
     except (TemplateError, TypeError, ValueError):
         return None
 
-    def render(messages: Sequence[Message]) -> str:
+    def render(messages: Sequence[Message], place: str) -> str:
         plain = [{"role": one.role, "content": one.content} for one in messages]
-        return compiled.render(messages=plain, add_generation_prompt=True)
+        try:
+            return compiled.render(messages=plain, add_generation_prompt=True)
+        except (TemplateError, TypeError, ValueError) as error:
+            roles = [one.role for one in messages]
+            raise InvalidError(
+                f"{place}: the model's chat template does not take messages of the roles {roles}: {error}; change the row, or "
+                "take another model"
+            ) from error
 
     return render
+
+
+def _refuse(why: str) -> NoReturn:
+    """What templates call for messages that they do not take."""
+    raise TemplateError(why)
 
 
 def _has_reply(row: Row) -> bool:

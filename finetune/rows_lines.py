@@ -3,13 +3,12 @@
 import gzip
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from finetune.schemas import KtoRow, Message, PreferenceRow, PromptRow, Row, Rows
+from ingest.files import write_whole
 
 
 def line_of(row: Row) -> str:
@@ -49,27 +48,6 @@ def write_rows(rows: Sequence[Row], path: Path) -> str:
     content = "".join(f"{line_of(row)}\n" for row in rows).encode()
     write_whole(path, gzip.compress(content, mtime=0) if path.suffix == ".gz" else content)
     return digest_of(rows)
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """A reader sees the file as it was or as it is now. Raises OSError."""
-    handle, name = tempfile.mkstemp(dir=path.absolute().parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o666 & ~_umask())
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-
-
-def _umask() -> int:
-    held = os.umask(0)
-    os.umask(held)
-    return held
 
 
 def _plain(messages: Sequence[Message]) -> list[dict[str, str]]:

@@ -3,7 +3,7 @@
 import random
 from collections.abc import Iterable
 
-from finetune.groups import connected
+from eval.groups import connected
 from finetune.rows_lines import line_of, rows_of
 from finetune.schemas import Row, Rows, SftRow
 from ingest.errors import InvalidError

@@ -8,8 +8,8 @@ from finetune.answer_positions import score_answers_only
 from finetune.chat import Chat, prompt_ids
 from finetune.recipe import Recipe
 from finetune.schemas import PromptRow, Rows
-from finetune.shape import window
 from ingest.errors import InvalidError
+from service.base_model import window
 
 One = TypeVar("One")
 
@@ -33,7 +33,7 @@ class Run(NamedTuple):
         return self.out / "checkpoints"
 
 
-class Trained(NamedTuple):
+class Outcome(NamedTuple):
     """`trainer` holds the weights to keep: the best on the held-out part, else the last. `left_out`: rows over `max_length`.
     `metrics`: of the method's own, for the manifest. `notes`: what else it should say of the run.
     """

@@ -17,12 +17,14 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from finetune.recipe import BY_REWARD, OWN, Recipe
+from finetune.recipe import BY_REWARD, OWN, Recipe, recipe_of
 from finetune.schemas import Manifest, Rows
 from finetune.settings import FinetuneSettings
 from ingest.errors import ConflictError, InvalidError, LockedError, NotFoundError
+from ingest.files import write_whole
 from ingest.schemas import Frozen
 from service.base_model import read_base
+from service.preflight import CONFIG
 
 MANIFEST, STARTED, CHECKPOINTS, LOG, LOCK = "manifest.json", "run.json", "checkpoints", "log.jsonl", ".lock"
 
@@ -52,6 +54,18 @@ def manifests_before(recipe: Recipe) -> tuple[Manifest | None, Manifest | None]:
         for one in (recipe.trained.parent, recipe.reward.reward_model)
     )
     return parent, judge
+
+
+def as_parent(recipe: Recipe) -> Recipe:
+    """With the shape of the adapter that a run goes on from, where the recipe says nothing of it. Raises InvalidError."""
+    trained = recipe.trained
+    held = _read(trained.parent / CONFIG) if trained.parent is not None else None
+    if held is None or held.get("peft_type") != "LORA":  # which is refused where it is loaded
+        return recipe
+    shape = {name: held.get(name) for name in ("r", "lora_alpha", "use_dora", "use_rslora")}
+    own = {name: value for name, value in shape.items() if value is not None and name not in trained.model_fields_set}
+    content = recipe.model_dump(exclude_unset=True)
+    return recipe_of(content | {"trained": content["trained"] | own})
 
 
 def processes() -> int:
@@ -97,7 +111,7 @@ def begin(out: Path, recipe: Recipe, rows: tuple[Rows, Rows], base: Path, restar
 def begin_as(out: Path, wanted: dict[str, Any], restart: bool = False) -> Path | None:
     """As `begin`, of a run that is told by `wanted`."""
     started = _read(out / STARTED)
-    differing = [key for key in wanted if (started or {}).get(key) != json.loads(json.dumps(wanted[key]))]
+    differing = _differing(started, wanted)
     finished = (out / MANIFEST).exists()
     if started is not None and (restart or (differing and not finished and last_checkpoint(out) is None)):
         _empty(out)  # nothing is lost where nothing was trained
@@ -121,6 +135,15 @@ def begin_as(out: Path, wanted: dict[str, Any], restart: bool = False) -> Path |
     return last_checkpoint(out)
 
 
+def finished(out: Path, recipe: Recipe, rows: tuple[Rows, Rows], base: Path) -> Manifest | None:
+    """-> the manifest of a run of just that, if one has ended here."""
+    if _differing(_read(out / STARTED), _identity(recipe, [one.digest for one in rows], base)):
+        return None
+    with suppress(NotFoundError, InvalidError):
+        return read_manifest(out)
+    return None
+
+
 def last_checkpoint(out: Path) -> Path | None:
     """-> the last one that is complete: its state is written last. What a kill left half written goes."""
     found = (out / CHECKPOINTS).glob("checkpoint-*")
@@ -140,9 +163,7 @@ def keep_log_until(out: Path, step: int) -> None:
 
 def finish(out: Path, manifest: Frozen) -> None:
     """The checkpoints go last: a kill in between leaves a finished run."""
-    unfinished = out / f".{MANIFEST}"
-    unfinished.write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
-    unfinished.replace(out / MANIFEST)
+    write_whole(out / MANIFEST, manifest.model_dump_json(indent=1) + "\n")
     shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
 
 
@@ -163,6 +184,10 @@ def _identity(recipe: Recipe, digests: list[str], base: Path) -> dict[str, Any]:
     held = settled(recipe)
     del held["name"], held["model"]["base"]
     return {"recipe": held, "rows": digests, "base": read_base(str(base.absolute()), None).identity}
+
+
+def _differing(started: dict[str, Any] | None, wanted: dict[str, Any]) -> list[str]:
+    return [key for key in wanted if (started or {}).get(key) != json.loads(json.dumps(wanted[key]))]
 
 
 def digest_of_identity(identity: dict[str, Any]) -> str:

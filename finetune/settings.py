@@ -4,10 +4,8 @@ import re
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
-
-from ingest.errors import SettingsError
 
 
 class FinetuneSettings(BaseSettings):
@@ -24,12 +22,3 @@ class FinetuneSettings(BaseSettings):
     @classmethod
     def _words(cls, value: object) -> object:
         return tuple(re.findall(r"[^][\s,'\"]+", value)) if isinstance(value, str) else value  # a JSON list does too
-
-
-def finetune_settings() -> FinetuneSettings:
-    """Raises SettingsError."""
-    try:
-        return FinetuneSettings()
-    except ValidationError as error:
-        said = "; ".join(f"FINETUNE_{str(one['loc'][0]).upper()}: {one['msg']}" for one in error.errors())
-        raise SettingsError(f"a setting does not fit: {said}; docs/settings.md lists them") from error

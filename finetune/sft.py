@@ -12,11 +12,11 @@ from trl import SFTConfig, SFTTrainer
 
 from finetune import chat, methods
 from finetune.arguments import arguments
-from finetune.run import Run, Trained, fitting, trainer_of
+from finetune.run import Outcome, Run, fitting, trainer_of
 from finetune.schemas import Rows, SftRow
 
 
-def sft(run: Run) -> Trained:
+def sft(run: Run) -> Outcome:
     """Raises InvalidError, SettingsError."""
     args = arguments(SFTConfig, run)
     set_seed(args.seed)
@@ -27,7 +27,7 @@ def sft(run: Run) -> Trained:
     model = methods.apply(model, trained)
     trainer = trainer_of(_Trainer, run, model=model, args=args, train_dataset=learn, eval_dataset=held_out)
     trainer.train(resume_from_checkpoint=str(run.resume_from) if run.resume_from else None)
-    return Trained(trainer, left_out)
+    return Outcome(trainer, left_out)
 
 
 def _dataset(run: Run, rows: Rows, most: int | None) -> tuple[Dataset, int]:

@@ -49,16 +49,6 @@ class Shape(NamedTuple):
         return self.layers * self.layer + embeddings + self.hidden
 
 
-def window(base: Path) -> int | None:
-    """-> tokens that a prompt and its answer may have; None where `base`/config.json does not say."""
-    try:
-        config = json.loads((base / "config.json").read_text())
-        found = (config.get("text_config") or config).get("max_position_embeddings")
-    except (OSError, ValueError, AttributeError) as error:
-        raise InvalidError(f"{str(base / 'config.json')!r} cannot be read: {error}") from error
-    return found if isinstance(found, int) else None
-
-
 def read_shape(base: Path) -> Shape:
     """From `base`/config.json. Raises InvalidError."""
     try:

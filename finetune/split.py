@@ -3,8 +3,8 @@
 import random
 from collections.abc import Sequence
 
+from eval.groups import connected
 from eval.schemas import Case, DataSet
-from finetune.groups import connected
 from ingest.errors import InvalidError
 
 

@@ -4,32 +4,39 @@ The rows that are held out are the same for all trials; with folds, each trial t
 """
 
 import hashlib
-import json
 import os
+import re
 import shutil
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import suppress
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
 from eval.samplers import Sampler
 from eval.space import Space
-from eval.study import Attempt, PrunedError, Search, Study, Trial, best_of, search
+from eval.study import Attempt, PrunedError, Search, Study, Trial, best_of, check_name, search, study_name
 from finetune import runs, trial
 from finetune.arguments import refuse_unknown
 from finetune.base_folder import find_base
+from finetune.hardware import total_memory
+from finetune.memory import advice, estimate
 from finetune.recipe import SECTIONS, Recipe, put_setting, recipe_of, with_settings
 from finetune.recipe_file import recipe_toml, toml_of
 from finetune.rows_split import fold_rows
+from finetune.schemas import Method, Rows
 from finetune.settings import FinetuneSettings
 from finetune.train import read_data
-from ingest.errors import InvalidError
+from ingest.errors import InvalidError, NotFoundError, SettingsError
+from ingest.runtime import has_gpu
 from ingest.schemas import Frozen
 from service.base_model import read_base
 
 SEARCHED_DATA = {"patience"}  # of [data]: all else decides what is held out
+METRIC: dict[Method, str] = {"grpo": "eval_reward", "ppo": "held_out_reward"}  # where nothing is said; else the loss
+LOWER = re.compile(r"(?<![a-z])(loss|error|kl|perplexity)(?![a-z])")
 
 
 class Plan(NamedTuple):
@@ -72,11 +79,13 @@ def sweep(
     on_trial: Callable[[Trial], None] = lambda _: None,
 ) -> Swept:
     """Raises InvalidError for what cannot be searched, and what `search` and `train` do."""
+    refuse_unknown(plan.recipe)
     check_space(plan.recipe, plan.space)
-    digest = _check_data(plan)
+    rows, digest = _check_data(plan)
     about = _about(plan, digest, models)
-    name = plan.name or f"{plan.recipe.name}-{_short([about, _plain(plan.space), plan.sampler, plan.seed])}"
-    out = plan.folder / f"{name}.runs"
+    name = plan.name or study_name(plan.recipe.name, [about, _plain(plan.space), plan.sampler, plan.seed])
+    check_name(name)
+    out = _made(plan.folder / f"{name}.runs")
     ending = threading.Event()
     asked = Search(plan.trials, plan.sampler, plan.storage or plan.folder, name, plan.seed, about,
                    minimize=lower_is_better(plan.metric), prune=plan.prune, shared=True, ended=ending.is_set)  # fmt: skip
@@ -84,15 +93,23 @@ def sweep(
     settings = settings.model_copy(update={"threads": threads})
 
     def objective(attempt: Attempt) -> float:
-        return _value(attempt, plan, out, trial.Order(
-            recipe_at(plan.recipe, attempt.setting), out, settings, models, home, plan.metric, plan.seed
-        ), ending.is_set)  # fmt: skip
+        recipe = recipe_at(plan.recipe, attempt.setting)
+        _check_memory(recipe, find_base(recipe.model.base, models), rows, settings.memory_share / plan.workers)
+        order = trial.Order(recipe, out, settings, models, home, plan.metric, plan.seed)
+        try:
+            return _value(attempt, plan, out, order, ending.is_set)
+        except NotFoundError as error:
+            if any(one.value is not None for one in list(seen.values())):
+                raise InvalidError(str(error)) from error  # of this setting alone
+            raise
 
     seen: dict[int, Trial] = {}
+    tidying = threading.Lock()
 
     def done(one: Trial) -> None:
-        seen[one.number] = one
-        _tidy(out, one, seen, asked.minimize)
+        with tidying:
+            seen[one.number] = one
+            _tidy(out, seen, asked.minimize)
         on_trial(one)
 
     study = _worked(plan, objective, asked, done, ending)
@@ -106,7 +123,8 @@ def sweep(
 
 
 def check_space(recipe: Recipe, space: Space) -> None:
-    """Raises InvalidError for a key that a recipe has not, or that changes what is held out."""
+    """Raises InvalidError for a key that a recipe has not or that is there twice, or that changes what is held out."""
+    seen: dict[tuple[str, str], str] = {}
     for key in space:
         content: dict[str, Any] = {}
         try:
@@ -119,6 +137,8 @@ def check_space(recipe: Recipe, space: Space) -> None:
                 raise InvalidError(f"[{section}] has {', '.join(SECTIONS[section].model_fields)}")
         except InvalidError as error:
             raise InvalidError(f"--space {key!r}: {error}") from error
+        if (before := seen.setdefault((section, field), key)) != key:
+            raise InvalidError(f"--space {before!r} and {key!r} are the same; leave one out")
         if section == "data" and field not in SEARCHED_DATA:
             raise InvalidError(
                 f"--space {key!r} changes which rows are held out, and trials would not compare; leave it out"
@@ -133,7 +153,7 @@ def recipe_at(recipe: Recipe, setting: Mapping[str, Any]) -> Recipe:
 
 
 def lower_is_better(metric: str) -> bool:
-    return "loss" in metric
+    return LOWER.search(metric) is not None
 
 
 def best_recipe(swept: Swept) -> str:
@@ -162,56 +182,76 @@ def _worked(
     with ThreadPoolExecutor(plan.workers, "trials") as pool:
         try:
             workers = [pool.submit(search, plan.space, objective, asked, done) for _ in range(plan.workers)]
-            wait(workers, return_when=FIRST_EXCEPTION)
+            ended = wait(workers, return_when=FIRST_EXCEPTION).done
         finally:
             ending.set()  # a worker that has ended by itself does not look
-        for one in workers:
-            if one.done() and (error := one.exception()) is not None:
+        for one in ended:  # not of those that end because another has failed
+            if (error := one.exception()) is not None:
                 raise error
         return workers[0].result()
 
 
 def _value(attempt: Attempt, plan: Plan, out: Path, order: trial.Order, ended: Callable[[], bool]) -> float:
-    """Raises PrunedError, InvalidError, SettingsError; StoppedError when the sweep is ended."""
+    """Raises PrunedError, InvalidError, SettingsError; NotFoundError without the metric, StoppedError when the sweep is ended."""
     folder = out / _folder(attempt.number)
     if not plan.folds:
         found = trial.run(order._replace(out=folder / "run"), attempt.report, ended)
         if found is None:
-            raise PrunedError("given up: it was worse than the median of the trials before it at the same point")
+            raise PrunedError("worse than the median of the trials before it at the same point")
         return _metric(found, plan.metric)
     values: list[float] = []
     for fold in range(plan.folds):
         each = order._replace(out=folder / f"fold-{fold + 1}", fold=fold, folds=plan.folds)
         values.append(_metric(trial.run(each, lambda *_: False, ended) or {}, plan.metric))
         if fold + 1 < plan.folds and attempt.report(fold + 1, fmean(values)):
-            raise PrunedError(
-                f"given up after {fold + 1} folds: their mean was worse than the median of the trials before it"
-            )
+            raise PrunedError(f"the mean of {fold + 1} folds was worse than the median of the trials before it")
     return fmean(values)
 
 
 def _metric(found: Mapping[str, float], metric: str) -> float:
-    """Raises InvalidError."""
+    """Raises NotFoundError."""
     if metric not in found:
-        held = sorted(name for name in found if name.startswith("eval_"))
-        raise InvalidError(f"the training has no {metric!r}; --metric takes {', '.join(held) or 'what is held out'}")
+        held = sorted(name for name in found if name.startswith(("eval_", "held_out_", "accuracy", "calibration")))
+        raise NotFoundError(f"the training has no {metric!r}; --metric takes {', '.join(held) or 'what is held out'}")
     return found[metric]
 
 
-def _check_data(plan: Plan) -> str:
-    """-> the digest of the rows. Raises InvalidError."""
+def _check_memory(recipe: Recipe, base: Path, rows: Rows, share: float) -> None:
+    """On a CPU, whose system ends any process when memory runs out; a GPU says it by itself. Raises SettingsError."""
+    with suppress(InvalidError, ValueError, TypeError):  # an unknown base's size; what training will refuse
+        found, most = estimate(recipe, base, rows), total_memory() * share
+        if not has_gpu() and found.bytes > most:
+            raise SettingsError(
+                f"the training takes about {found.bytes / 2**30:.1f} GiB, and here it may take {most / 2**30:.1f}: "
+                f"{advice(recipe, found)}"
+            )
+
+
+def _made(folder: Path) -> Path:
+    """Raises InvalidError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidError(f"the folder {str(folder)!r} cannot be made: {error.strerror}; set GRAFT_HOME") from error
+    return folder
+
+
+def _check_data(plan: Plan) -> tuple[Rows, str]:
+    """-> the rows, and the digest of what is learned and held out. Raises InvalidError."""
     data = read_data(plan.recipe)
+    if plan.folds == 1:
+        raise InvalidError("--folds 1 would leave nothing to train on: give 2 or more, or leave it out")
     if plan.folds:
         if plan.recipe.data.eval_data is not None:
             raise InvalidError("--folds hold out each row once, and --eval-data others: give one of them")
         fold_rows(data.everything, plan.folds, plan.seed)
-        return data.everything.digest
+        return data.everything, data.everything.digest
     if not data.held_out.rows:
         raise InvalidError(
             f"nothing of {data.everything.name!r} is held out, so trials have no value: give --eval-data FILE, --folds K, or "
             "--set held_out=0.1"
         )
-    return _short([data.learn.digest, data.held_out.digest])
+    return data.learn, hashlib.sha256(f"{data.learn.digest} {data.held_out.digest}".encode()).hexdigest()[:16]
 
 
 def _about(plan: Plan, digest: str, models: Path) -> dict[str, Any]:
@@ -227,7 +267,7 @@ def _about(plan: Plan, digest: str, models: Path) -> dict[str, Any]:
                     "prune": plan.prune}  # fmt: skip
 
 
-def _tidy(out: Path, one: Trial, seen: Mapping[int, Trial], minimize: bool) -> None:
+def _tidy(out: Path, seen: Mapping[int, Trial], minimize: bool) -> None:
     """Of what was trained here, the weights of the best trial stay."""
     best = best_of(seen.values(), minimize)
     for number in list(seen):
@@ -248,7 +288,3 @@ def _folder(number: int) -> str:
 
 def _plain(space: Space) -> dict[str, Any]:
     return {key: one.model_dump(mode="json") for key, one in space.items()}
-
-
-def _short(content: Any) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:8]

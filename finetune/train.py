@@ -30,7 +30,7 @@ from service.tuning import TuneProgress
 
 if TYPE_CHECKING:
     from finetune.progress import ProgressCallback
-    from finetune.run import Run, Trained
+    from finetune.run import Outcome, Run
 
 logger = logging.getLogger(__name__)
 NO_MEMORY = ("DefaultCPUAllocator", "can't allocate memory", "CUDA out of memory")
@@ -62,6 +62,7 @@ def train(
     require_stack()
     refuse_unknown(recipe)
     runs.manifests_before(recipe)  # one that cannot be read is said now, not when all is trained
+    recipe = runs.as_parent(recipe)
     quiet()
     started = time.perf_counter()
     base, (everything, learn, held_out) = find_base(recipe.model.base, models), data or read_data(recipe)
@@ -165,7 +166,7 @@ def _prepare(
     return run, callback
 
 
-def _trained(run: "Run", callback: "ProgressCallback") -> "Trained":
+def _trained(run: "Run", callback: "ProgressCallback") -> "Outcome":
     """By the recipe's method, while signals end it after the step that is under way."""
     with ended_by_signals(callback.stop), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # between TRL and transformers
@@ -206,7 +207,7 @@ def quiet() -> None:
     datasets.disable_progress_bars()
 
 
-def _saved(run: "Run", everything: Rows, trained: "Trained", started: float) -> Manifest:
+def _saved(run: "Run", everything: Rows, trained: "Outcome", started: float) -> Manifest:
     from finetune import methods
     from finetune.curve import write_curve
 
@@ -217,7 +218,7 @@ def _saved(run: "Run", everything: Rows, trained: "Trained", started: float) -> 
     return manifest
 
 
-def _manifest(run: "Run", everything: Rows, trained: "Trained", started: float) -> Manifest:
+def _manifest(run: "Run", everything: Rows, trained: "Outcome", started: float) -> Manifest:
     from finetune.manifest import manifest_of
 
     return manifest_of(run, everything, trained, time.perf_counter() - started)

@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from finetune import runs
+from finetune.arguments import refuse_here
+from finetune.base_folder import find_base
 from finetune.hooks import Hooks, StoppedError
 from finetune.recipe import Recipe
 from finetune.rows_split import fold_rows
@@ -26,7 +28,12 @@ from finetune.settings import FinetuneSettings
 from finetune.train import Split, read_data, train
 from ingest.errors import ConflictError, GraftError, InvalidError, LockedError, SettingsError
 
-LOADED = ("finetune.trial", "torch", "datasets", "peft", "transformers", "transformers.trainer")
+LOADED = (
+    "finetune.trial_stack", "finetune.trial", "torch", "datasets", "peft", "transformers", "transformers.trainer",
+    "finetune.chat", "finetune.manifest", "finetune.progress", "finetune.curve", "matplotlib.backends.backend_agg",
+)  # fmt: skip
+ENDED = {-signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP}  # statuses of what was told to end
+NO_ROOM = ("No space left on device", "Disk quota exceeded", "PytorchStreamWriter failed writing")
 LOOK_SECONDS, STOP_SECONDS = 0.2, 30.0  # between two looks at a trial; until one that was told to end is killed
 LINGER_SECONDS = 10.0  # that one which has said its last may take to clean up
 LOCK_SECONDS = 60.0  # that a process of a killed sweep may take to end
@@ -72,12 +79,12 @@ def run(order: Order, report: Callable[[int, float], bool], ended: Callable[[], 
     try:
         return _followed(process, ours, order, report, ended)
     finally:
+        ours.close()  # it waits for no answer then
         process.join(0 if ended() else LINGER_SECONDS)
         process.terminate()  # it keeps a checkpoint
         process.join(STOP_SECONDS)
         process.kill()
         process.join()
-        ours.close()
 
 
 def log_of(out: Path) -> Path:
@@ -98,10 +105,13 @@ def _followed(
             told: Told = pipe.recv()
         except (EOFError, ConnectionResetError):
             process.join()
+            if process.exitcode in ENDED:
+                raise StoppedError(order.out, 0) from None
             raise _died(process.exitcode, order.out) from None
         if told.way is not None:
             given_up = report(*told.way)
-            pipe.send(given_up)
+            with suppress(BrokenPipeError):  # it has died, which is read next
+                pipe.send(given_up)
         elif told.error is not None:
             raise {"InvalidError": InvalidError, "SettingsError": SettingsError}.get(told.error[0], GraftError)(
                 told.error[1]
@@ -122,12 +132,14 @@ def _died(code: int | None, out: Path) -> GraftError:
 
 
 def _work(order: Order, pipe: Connection) -> None:
-    """In the child."""
+    """In the child. Ctrl-C reaches all processes of a terminal: here the sweep says when to end."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True, name="parent").start()
     handle = os.open(log_of(order.out), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     for stream in (1, 2):
         os.dup2(handle, stream)
-    pipe.send(_result(order, pipe))
+    with suppress(BrokenPipeError):  # nobody asks any more
+        pipe.send(_result(order, pipe))
     pipe.close()
 
 
@@ -149,33 +161,42 @@ def _result(order: Order, pipe: Connection) -> Told:
         return Told(error=("GraftError", str(error)))
     except Exception as error:  # some settings make libraries fail in ways of their own
         traceback.print_exc(file=sys.stderr)
+        if any(said in str(error) for said in NO_ROOM):  # which is no fault of the setting
+            return Told(error=("GraftError", f"no room for {str(order.out)!r}: {error}; make some, and go on"))
         return Told(error=("SettingsError", f"{type(error).__name__}: {str(error)[:300]}"))
 
 
 def _trained(order: Order, pipe: Connection) -> dict[str, float]:
-    data = _data(order)
-    with suppress(GraftError):
-        held = runs.read_manifest(order.out)  # of a sweep that was killed before it took note
-        if held.recipe == runs.settled(order.recipe) and held.data_digest == data.everything.digest:
-            return held.metrics
-        shutil.rmtree(order.out)
+    try:
+        refuse_here(order.settings.trackers)
+    except SettingsError as error:
+        raise GraftError(str(error)) from error  # no setting would train
+    data, base = _data(order), find_base(order.recipe.model.base, order.models)
+    held = runs.finished(order.out, runs.as_parent(order.recipe), (data.learn, data.held_out), base)
+    if held is not None:  # by a sweep that was killed before it took note
+        return held.metrics
     hopeless = threading.Event()
 
     def told(percent: int, value: float) -> None:
-        pipe.send(Told(way=(percent, value)))
-        if pipe.recv():
+        try:
+            pipe.send(Told(way=(percent, value)))
+            given_up = pipe.recv()
+        except (EOFError, OSError):  # the sweep is ended, and this with it
+            given_up = True
+        if given_up:
             hopeless.set()
 
     hooks = Hooks(cancelled=hopeless.is_set, callbacks=(_on_the_way(order.metric, told),))
-    until, restart = time.monotonic() + LOCK_SECONDS, False
+    until, emptied = time.monotonic() + LOCK_SECONDS, False
     while True:
         try:
             return train(order.recipe, out=order.out, settings=order.settings, models=order.models, home=order.home,
-                         hooks=hooks, restart=restart, data=data).metrics  # fmt: skip
+                         hooks=hooks, data=data).metrics  # fmt: skip
         except ConflictError:
-            if restart:
+            if emptied:
                 raise
-            restart = True  # left by a study of that name that is there no more
+            shutil.rmtree(order.out)  # left by a study of that name that is there no more, or half written
+            emptied = True
         except LockedError:
             if time.monotonic() > until:
                 raise

@@ -69,7 +69,7 @@ def read_card(name: str, folder: Path) -> ModelCard:
         raise SettingsError(f"model folder {str(folder)!r} has a broken configuration: {error}") from error
     return ModelCard(
         name=name,
-        pooling="cls" if pooling.get("pooling_mode_cls_token") else "mean",
+        pooling="cls" if pooling.get("pooling_mode_cls_token") or pooling.get("pooling_mode") == "cls" else "mean",
         query_prefix=prompts.get("query", ""),
         document_prefix=prompts.get("document", prompts.get("passage", "")),
         max_tokens=limit,

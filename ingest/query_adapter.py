@@ -36,7 +36,9 @@ def write_query_adapter(folder: Path, adapter: QueryAdapter) -> None:
     from safetensors.numpy import save_file
 
     facts = {"embedder": adapter.embedder, "fingerprint": adapter.fingerprint}
-    save_file({"matrix": np.ascontiguousarray(adapter.matrix, np.float32)}, str(folder / FILE), facts)
+    unfinished = folder / f".{FILE}"
+    save_file({"matrix": np.ascontiguousarray(adapter.matrix, np.float32)}, str(unfinished), facts)
+    unfinished.replace(folder / FILE)  # a service may be reading
 
 
 def read_query_adapter(folder: Path) -> QueryAdapter:
@@ -61,6 +63,7 @@ def read_query_adapter(folder: Path) -> QueryAdapter:
 
 def load_query_adapter(name: str, settings: IngestSettings) -> QueryAdapter:
     """The one of this name in GRAFT_HOME. Raises NotFoundError, InvalidError."""
+    changed_at(name, settings)  # it is there
     return read_query_adapter(_folder(name, settings))
 
 
@@ -90,4 +93,9 @@ def check_fits(name: str, adapter: QueryAdapter, embedder: Embedder) -> None:
         raise InvalidError(
             f"query adapter {name!r} is for vectors of {adapter.embedder!r} ({adapter.fingerprint[:12]}), not of "
             f"{embedder.name!r} ({embedder.fingerprint[:12]}): tune one for that embedder"
+        )
+    if len(adapter.matrix) != embedder.dimension:
+        raise InvalidError(
+            f"query adapter {name!r} is for vectors of {len(adapter.matrix)} numbers, and {embedder.name!r} gives "
+            f"{embedder.dimension}: tune it anew"
         )

@@ -58,6 +58,20 @@ def read_base(root: str, substitute: Path | None) -> BaseModel:
     return BaseModel(hub_name or _fingerprint(folder, files), root, hub_name, folder, shapes)
 
 
+def window(folder: Path) -> int | None:
+    """-> tokens that a prompt and its answer may have; None where config.json does not say, or stretches its positions. Raises
+    SettingsError.
+    """
+    try:
+        config = json.loads((folder / "config.json").read_text())
+        config = config.get("text_config") or config
+        found = config.get("model_max_length") or config.get("max_position_embeddings")
+        rope = config.get("rope_parameters") or config.get("rope_scaling")
+    except (OSError, ValueError, AttributeError) as error:
+        raise SettingsError(f"{str(folder / 'config.json')!r} cannot be read: {error}") from error
+    return None if not isinstance(found, int) or "factor" in json.dumps(rope) else found
+
+
 def chat_template(folder: Path) -> str | None:
     """The template that a model's or an adapter's folder carries. Raises ValueError for a broken file."""
     with suppress(FileNotFoundError):

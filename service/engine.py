@@ -21,6 +21,7 @@ import httpx
 from ingest.errors import SettingsError, UnavailableError
 from ingest.runtime import has_gpu, processor
 from ingest.settings import CHECKOUT, IngestSettings
+from service.base_model import window
 from service.owner import ProcessMark, end_group, end_leftover_engine, mark, remember_engine
 from service.settings import ServiceSettings
 
@@ -64,7 +65,10 @@ class LocalEngine:
         self._ending = asyncio.Lock()
 
     async def start(self) -> None:
-        """Returns once the engine answers. Raises SettingsError (not installed), UnavailableError (it did not come up)."""
+        """Returns once the engine answers. Raises SettingsError (not installed, or a model that does not fit), UnavailableError
+        (it did not come up).
+        """
+        refuse_longer(self.model, self.settings.max_model_len)
         await asyncio.to_thread(end_leftover_engine, self.home)
         self._dtype = await asyncio.to_thread(choose_dtype, self.settings, self.home)
         if not self._leases:
@@ -272,6 +276,16 @@ def model_argument(model: str, models: Path) -> str:
     if model.startswith((".", "/", "~")):
         raise SettingsError(f"model folder {model!r} has no config.json")
     return model
+
+
+def refuse_longer(model: str, tokens: int) -> None:
+    """Raises SettingsError where a local model's window is shorter than what the engine is to be asked for."""
+    most = window(Path(model)) if Path(model).is_dir() else None
+    if most is not None and most < tokens:
+        raise SettingsError(
+            f"the model in {model!r} takes {most} tokens of prompt and answer, and SERVICE_MAX_MODEL_LEN is {tokens}: set "
+            f"SERVICE_MAX_MODEL_LEN={most}, or take a model with a longer window"
+        )
 
 
 def engine_python(settings: ServiceSettings) -> Path:

@@ -13,6 +13,7 @@ from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from ingest.errors import LockedError, SettingsError
+from ingest.files import write_whole
 from ingest.schemas import Frozen
 
 
@@ -55,7 +56,7 @@ def own(home: Path, url: str) -> Iterator[None]:
         raise SettingsError(f"GRAFT_HOME {str(home)!r} cannot be written: {error.strerror}") from error
     try:
         me = mark(os.getpid())
-        _write(home / "owner.json", Owner(pid=me.pid, started=me.started, url=url).model_dump_json())
+        write_whole(home / "owner.json", Owner(pid=me.pid, started=me.started, url=url).model_dump_json())
         yield
     finally:
         (home / "owner.json").unlink(missing_ok=True)
@@ -69,7 +70,7 @@ def find_owner(home: Path) -> Owner | None:
 
 
 def remember_engine(home: Path, pid: int) -> None:
-    _write(home / "engine.json", mark(pid).model_dump_json())
+    write_whole(home / "engine.json", mark(pid).model_dump_json())
 
 
 def end_leftover_engine(home: Path) -> bool:
@@ -106,9 +107,3 @@ def _read(file: Path) -> Owner | None:
         return Owner.model_validate_json(file.read_text())
     except (OSError, ValidationError, json.JSONDecodeError):
         return None
-
-
-def _write(file: Path, text: str) -> None:
-    unfinished = file.with_suffix(".unfinished")
-    unfinished.write_text(text)
-    unfinished.replace(file)

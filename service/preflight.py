@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ingest.errors import InvalidError
+from ingest.files import write_whole
 from service.base_model import HUB_NAME, BaseModel, chat_template, vocabulary
 from service.lora_file import Pair, WeightsError, misfits, pairs, read_header, sha256, unfit_values
 
@@ -124,12 +125,8 @@ def digest_of(folder: Path, base: BaseModel) -> str:
 
 def write_config(folder: Path, config: dict[str, Any], root: str) -> None:
     """The engine's resolver loads a folder only when its base is named as the engine's own model."""
-    unfinished = folder / f".{CONFIG}"
-    with unfinished.open("w") as out:
-        json.dump({**config, "base_model_name_or_path": root}, out, indent=1, ensure_ascii=False)
-        out.flush()
-        os.fsync(out.fileno())
-    unfinished.replace(folder / CONFIG)
+    named = {**config, "base_model_name_or_path": root}
+    write_whole(folder / CONFIG, json.dumps(named, indent=1, ensure_ascii=False))
 
 
 def _copied(folder: Path, copy: Path, limits: Limits) -> Iterator[Fault]:

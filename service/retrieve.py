@@ -9,6 +9,7 @@ embedders or of BM25 alone, is fused by rank. With reranking the cross-encoder t
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -121,6 +122,8 @@ class Retriever:
         clock.lap("embed")
         where, wanted = _filter(filters, groups), _pool(how, limit, by_document)
         hits = self._searched(asked, question, where, wanted)
+        if index is not None and groups is not None:
+            hits = self._seen_by(groups, hits)
         if follow_up is not None and follow_up.leans != "no":
             as_is = self._asked(follow_up.question, collections, retrieval)
             hits = shared(follow_up.leans, hits, self._searched(as_is, follow_up.question, where, wanted), wanted)
@@ -153,6 +156,15 @@ class Retriever:
             raise ConflictError(f"index {index!r} of collection {held.name!r} is still being built; wait for its job")
         changes = {"embedder": found.embedder, "chunking": found.chunking, "fingerprint": found.fingerprint}
         return held.model_copy(update=changes)
+
+    def _seen_by(self, groups: frozenset[str], hits: Sequence[Hit]) -> list[Hit]:
+        """An index that is not live has the access lists of the day it was built; what holds are the documents' own."""
+        allowed = set[str]()
+        for one in {hit.document_id for hit in hits}:
+            with suppress(NotFoundError):
+                acl = self.catalog.document(one).acl
+                allowed |= {one} if not acl or groups & set(acl) else set()
+        return [hit for hit in hits if hit.document_id in allowed]
 
     def _asked(self, question: str, collections: Sequence[Collection], retrieval: Retrieval | None) -> list[_Asked]:
         vectors: dict[tuple[str, str | None], NDArray[np.float32]] = {}  # by embedder and query adapter

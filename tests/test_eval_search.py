@@ -34,6 +34,17 @@ def test_a_space_is_typed_as_it_is_written() -> None:
     }
 
 
+def test_whole_numbers_can_be_searched_by_their_logarithm_and_steps_need_not_reach_the_end() -> None:
+    space = parse_space(["r=2..64:log", "x=0..1.0:.3"])
+    assert space["r"] == Int(low=2, high=64, log=True)
+    study = run_study(space, lambda setting: -abs(int(setting["r"]) - 8.0), 30)
+    tried = {int(one.setting["r"]) for one in study.trials}
+    assert tried <= set(range(2, 65))
+    assert sum(one < 16 for one in tried) > sum(one > 48 for one in tried)
+    assert {float(one["x"]) for one in grid({"x": space["x"]})} == {0.0, 0.3, 0.6, 0.9}
+    assert {float(one.setting["x"]) for one in study.trials} <= {0.0, 0.3, 0.6, 0.9}
+
+
 def test_a_file_says_the_same_as_the_command_line(tmp_path: Path) -> None:
     file = tmp_path / "space.toml"
     file.write_text(
@@ -54,6 +65,11 @@ def test_a_file_says_the_same_as_the_command_line(tmp_path: Path) -> None:
         ("a=1..9:x", "valid number"),
         ("a=1..9:0", "greater than or equal to 1"),
         ("a=nan..1", "finite"),
+        ("a=1..9:inf", "finite"),
+        ("a=1,nan", "no values"),
+        ("a=1,1.0", "twice"),
+        ("a=1..99999999999999999999", "less than or equal to"),
+        ("a=-1e308..1e308", "too wide"),
         ("nowhere.toml", "neither key=values nor a file"),
     ],
 )

@@ -1,5 +1,6 @@
 """Samplers on one function at equal budget, pruning, several workers, and what a study looks like on its page."""
 
+import json
 import math
 import os
 import shutil
@@ -10,14 +11,15 @@ import time
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 
 from eval.samplers import SAMPLERS, Sampler, read_sampler
 from eval.space import Setting, parse_space
 from eval.study import Attempt, PrunedError, Search, Study, run_study, search
 from eval.study_page import importances, render_study
-from eval.study_storage import GRACE_SECONDS, _url, lives, own
-from ingest.errors import InvalidError, LockedError
+from eval.study_storage import GRACE_SECONDS, _started, lives, own, said, storage_of
+from ingest.errors import InvalidError, LockedError, UnavailableError
 
 SPACE = ("x=0..1.0:.125", "n=1..9:2", "rate=1e-5,1e-4,1e-3,1e-2")  # 180 points
 BUDGET, REGRET = 40, 0.12
@@ -149,11 +151,17 @@ def test_an_evolving_study_that_is_broken_off_ends_as_if_it_had_not_been(sampler
 
 def test_a_trial_lives_while_its_process_does_or_another_machine_says_so() -> None:
     here, there = own(), {**own(), "where": "another machine"}
-    assert lives({"worker": here})
-    assert not lives({"worker": {**here, "started": 1.0}})  # its number was given to another process
-    assert not lives({"worker": None})
-    assert lives({"worker": there, "beat": time.time()})
-    assert not lives({"worker": there, "beat": time.time() - GRACE_SECONDS - 1})
+    assert lives({"worker": here}, 0)
+    assert not lives({"worker": {**here, "started": 1}}, 0)  # its number was given to another process
+    assert not lives({"worker": None}, 0)
+    assert lives({"worker": there, "beat": 1000.0}, 1000.0)
+    assert not lives({"worker": there, "beat": 1000.0}, 1001.0 + GRACE_SECONDS)
+    ended = subprocess.Popen([sys.executable, "-c", ""], stdout=subprocess.DEVNULL)
+    started = _started(ended.pid)
+    assert started is not None
+    os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and nobody has asked how
+    assert not lives({"worker": {**here, "pid": ended.pid, "started": started}}, 0)
+    ended.wait()
 
 
 def test_a_study_in_use_alone_is_not_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,11 +176,80 @@ def test_a_study_in_use_alone_is_not_shared(tmp_path: Path, monkeypatch: pytest.
     run_study(space, objective, 1, "random", tmp_path, "one")
 
 
-@pytest.mark.parametrize("url", ["mysql://u:secret@host/db", "sqlite://", "http:/x"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "mysql://u:secret@host/db",
+        "mysql://u@host/db?password=secret",
+        "sqlite://",
+        "http:/x",
+        "postgresql:/u:secret@host/db",
+        "postgresql://u:secret@host:port/db",
+    ],
+)
 def test_a_storage_that_cannot_be_is_refused_without_its_password(url: str) -> None:
     with pytest.raises(InvalidError, match="postgresql://") as error:
-        _url(url)
+        storage_of(url)
     assert "secret" not in str(error.value)
+    assert error.value.__cause__ is None
+
+
+def test_a_storage_is_told_without_its_password() -> None:
+    assert said("postgresql://u:secret@host/db?sslmode=require&password=secret", "mine") == (
+        "postgresql://u:***@host/db?sslmode=require"
+    )
+    assert storage_of("/somewhere/mine.db") == Path("/somewhere/mine.db")
+
+
+def test_a_database_that_does_not_answer_is_told_without_its_password() -> None:
+    asked = Search(1, "random", "postgresql://u:secret@127.0.0.1:1/db?connect_timeout=2", "far", shared=True)
+    with pytest.raises(UnavailableError, match=r"study 'far' in .*127\.0\.0\.1:1.* cannot be read or written") as error:
+        search(parse_space(SPACE), lambda _: 1.0, asked)
+    assert "secret" not in str(error.value)
+
+
+def test_what_is_no_study_of_ours_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "notes.db").write_text("not a database, but a text that is long enough to be looked at" * 20)
+    with pytest.raises(UnavailableError, match=r"notes\.db' cannot be read or written: file is not a database"):
+        search(parse_space(SPACE), lambda _: 1.0, Search(1, "random", tmp_path / "notes.db"))
+    with pytest.raises(InvalidError, match=r"cannot be made.*name another place"):
+        search(parse_space(SPACE), lambda _: 1.0, Search(1, "random", tmp_path / "notes.db/below"))
+    theirs = optuna.create_study(storage=f"sqlite:///{tmp_path}/theirs.db", study_name="theirs")
+    theirs.ask().suggest_float("y", 0, 1)
+    with pytest.raises(InvalidError, match=r"'theirs'.*is another program's.*Choose another name"):
+        search(parse_space(SPACE), lambda _: 1.0, Search(2, "random", tmp_path / "theirs.db", "theirs", minimize=True))
+
+
+def test_a_space_whose_key_is_called_as_what_a_study_is_of_is_told_apart(tmp_path: Path) -> None:
+    run_study(parse_space(["seed=1,2"]), lambda _: 1.0, 1, "random", tmp_path, "mine")
+    with pytest.raises(InvalidError, match=r"--space seed was .*\[1, 2\].*now .*\[1, 2, 3\]"):
+        run_study(parse_space(["seed=1,2,3"]), lambda _: 1.0, 1, "random", tmp_path, "mine")
+
+
+@pytest.mark.parametrize("tells", [True, False])
+def test_a_trial_that_was_taken_for_dead_ends_as_the_other_worker_has_ended_it(tells: bool, tmp_path: Path) -> None:
+    def objective(attempt: Attempt) -> float:
+        other = optuna.load_study(study_name="study", storage=f"sqlite:///{tmp_path}/study.study")
+        other.tell(attempt.number, 7.0)
+        if tells:
+            attempt.report(1, 3.0)
+        return 2.0
+
+    study = search(parse_space(["x=0..1.0"]), objective, Search(2, "random", tmp_path))
+    assert [one.value for one in study.trials] == [7.0, 7.0]
+
+
+def test_a_value_that_compares_with_nothing_refuses_its_setting_and_leaves_no_trace_in_json() -> None:
+    def objective(attempt: Attempt) -> float:
+        attempt.report(1, math.nan)
+        return math.inf if attempt.setting["n"] == 1 else 1.0
+
+    study = search(parse_space(["n=1,2"]), objective, Search(2, "grid"))
+    assert {one.setting["n"]: (one.value, one.error) for one in study.trials} == {
+        1: (None, "its value is inf, which compares with nothing"),
+        2: (1.0, ""),
+    }
+    assert "NaN" not in json.dumps(study.model_dump(mode="json"))
 
 
 def test_a_page_shows_history_and_what_mattered_and_needs_nothing_beside_it() -> None:
@@ -188,7 +265,7 @@ def test_a_page_shows_history_and_what_mattered_and_needs_nothing_beside_it() ->
     assert max(shares, key=shares.__getitem__) == "rate"
     page = render_study(study, "eval_loss", {"Rows": "<i>mine</i>"})
     assert page.count("<svg") == 3
-    for said in (
+    for text in (
         "History",
         "Importance",
         "On the way",
@@ -198,7 +275,7 @@ def test_a_page_shows_history_and_what_mattered_and_needs_nothing_beside_it() ->
         "refused",
         "trial",
     ):
-        assert said in page
+        assert text in page
     assert not any(one in page for one in ("<script", "http://", "https://", "<b>too", "src="))
     assert render_study(study, "eval_loss", {}) == render_study(study, "eval_loss", {})
     few = search(parse_space(SPACE), objective, Search(1, "random", minimize=True))

@@ -3,19 +3,24 @@
 import gzip
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from tiny_model import tiny_model
 from tuning import QUIET, write_rows
+from typer.testing import CliRunner
 
-from finetune.align import align
+from finetune.align import _read, align
 from finetune.align_figures import STAGES, Aligned, figure, preferred, verdict
 from finetune.align_measure import Odds
 from finetune.align_plan import Alignment, recipes_of
+from finetune.cli_align import align as command
 from finetune.declines import requests
 from finetune.runs import read_manifest
+from finetune.schemas import PreferenceRow
 from ingest.errors import ConflictError, InvalidError
 
 pytestmark = pytest.mark.slow
@@ -126,8 +131,60 @@ def test_a_line_that_was_ended_goes_on_without_doing_anything_twice(
     same = run(asked(files, base), out, tell=again.append)
     assert len(again) == 3
     assert same.model_copy(update={"created_at": found.created_at}) == found
-    with pytest.raises(ConflictError, match=r"alignment with other (asked|recipes).*--restart"):
-        run(asked(files, base, tokens=5), out)
+    for changed, said in (
+        ({"settings": ("dtype=float32", *SHORT, "sft.seed=3")}, "settings of sft"),
+        ({"held_out": 0.5}, "line and other rows"),
+        ({"by": "ppo", "settings": ("dtype=float32", *_without_dpo(), *PPO)}, "line and other settings of dpo"),
+    ):
+        with pytest.raises(ConflictError, match=f"alignment with other {said}: .*--restart"):
+            run(asked(files, base, **changed), out)
+
+
+def test_what_only_measures_and_what_has_not_begun_may_change_wherever_the_folder_lies(
+    by_dpo: tuple[Aligned, Path, list[list[str]]], base: Path, files: Path, tmp_path: Path
+) -> None:
+    found, out, _ = by_dpo
+    moved, told = tmp_path / "1", list[str]()  # a name that is a number within the recipes, too
+    shutil.copytree(out, moved)
+    again = run(asked(files, base, tokens=1, most_pairs=2), moved, tell=told.append)
+    assert [line for line in told if ": kept" in line] == told[:3]
+    assert len([line for line in told if line.startswith("measuring")]) == 3
+    assert (again.steps, again.figure("prefers_chosen").change.cases) == (found.steps, 2)
+    shutil.rmtree(moved / "judge")
+    told.clear()
+    settings = ("dtype=float32", *SHORT, "judge.seed=3")
+    other = run(asked(files, base, settings=settings, tokens=1, most_pairs=2), moved, tell=told.append)
+    assert [line.partition(":")[0] for line in told[:3]] == ["sft", "dpo", "judge"]
+    assert [": kept" in line for line in told[:3]] == [True, True, False]
+    assert other.figure("judge").of["after"] != again.figure("judge").of["after"]
+    (moved / "measures/judge.json").write_text("{")
+    with pytest.raises(InvalidError, match=r"judge\.json' is not what was measured .*: remove it"):
+        run(asked(files, base, settings=settings, tokens=1, most_pairs=2), moved)
+
+
+def test_the_command_says_what_changed_and_where_it_is(
+    by_dpo: tuple[Aligned, Path, list[list[str]]], base: Path, files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, out, _ = by_dpo
+    for name, value in (("GRAFT_HOME", str(out.parent)), ("FINETUNE_TRACKERS", ""), ("FINETUNE_THREADS", "1")):
+        monkeypatch.setenv(name, value)
+    app = typer.Typer()
+    app.command()(command)
+    given = ["--helpful", "helpful.jsonl", "--mix", "mix.jsonl", "--base", base, "--out", out, "--held-out", 0.25,
+             "--pairs", 3, "--prompts", 2, "--questions", 3, "--tokens", 4]  # fmt: skip
+    for one in ("dtype=float32", *SHORT):
+        given += ["--set", one]
+    monkeypatch.chdir(files)
+    shown = CliRunner().invoke(app, ["pairs.jsonl.gz", *map(str, given)])
+    assert shown.exit_code == 0, shown.exception
+    f1 = found.figure("helpful_f1").of["after"].value
+    assert re.search(rf"Helpfulness: token F1: \S+ → \S+ → {f1:.3f} \(", shown.output)
+    assert "helpfulness is not shown to be kept: ask more questions, or" in shown.output  # of three
+    assert f"page: {out / 'report.html'}" in shown.output
+    assert f"next: graft check {out / 'dpo'}" in shown.output
+    assert "ZORKFLAP" not in shown.output
+    wrong = CliRunner().invoke(app, ["pairs.jsonl.gz", *map(str, given), "--json", "nowhere/of.json"])
+    assert isinstance(wrong.exception, InvalidError)
 
 
 def test_the_page_escapes_everything_and_shows_nothing_that_hurts_until_it_is_opened(
@@ -170,11 +227,22 @@ def test_settings_go_to_the_step_that_they_name(files: Path, base: Path, tmp_pat
     assert [found[step].training.get("max_steps") for step in ("reward", "judge", "sft")] == [7, 7, None]
     assert (found["judge"].seed, found["reward"].seed) == (5, 17)
     assert found["ppo"].reward.reward_model == tmp_path / "reward"
+    dropping = asked(files, base, settings=("sft.lora_dropout=0.1", "dpo.lora_dropout=0.2", "sft.parent=of"))
+    by_step = {step: one.trained for step, one in recipes_of(dropping, tmp_path).items()}
+    assert (by_step["sft"].lora_dropout, by_step["dpo"].lora_dropout) == (0.1, 0.2)
+    assert (by_step["sft"].parent, by_step["dpo"].parent) == (Path("of").absolute(), tmp_path / "sft")
+    dropping = asked(files, base, by="ppo", settings=("lora_dropout=0.1",))
+    assert [one.trained.lora_dropout for one in recipes_of(dropping, tmp_path).values()] == [0.1, 0.1, 0, 0.1]
     for setting, said in (
         ("ppo.r=8", "ppo goes on from the supervised adapter, so set sft.r"),
         ("dpo.beta=1", "by ppo the steps are sft, reward, ppo, judge"),
         ("sft.weights=full", "weights = 'full' has no lora_alpha, r"),
-        ("reward.learning_rat=1", "did you mean learning_rate"),
+        ("reward.learning_rat=1", "step reward: .*did you mean learning_rate"),
+        ("ppo.total_episodes=none", "step ppo: training argument total_episodes"),
+        ("sft.data=other.jsonl", "the rows are parts of PAIRS"),
+        ("training.eval_data=other.jsonl", "the rows are parts of PAIRS"),
+        ("base=other", "give --base"),
+        ("ppo.reward_model=judge", "it is the one of the step reward"),
     ):
         with pytest.raises(InvalidError, match=said):
             recipes_of(asked(files, base, by="ppo", settings=(setting,)), tmp_path)
@@ -187,8 +255,37 @@ def test_helpful_rows_without_answers_and_folders_of_others_are_refused(
     (tmp_path / "out/letter.txt").write_text("Dear")
     with pytest.raises(ConflictError, match=r"holds other files, as 'letter.txt'"):
         run(asked(files, base), tmp_path / "out")
-    with pytest.raises(InvalidError, match="every row of 'helpful' is also in 'helpful', which measures"):
+    with pytest.raises(InvalidError, match="every row of 'helpful' asks, or shows, what measures"):
         run(asked(files, base, mix=files / "helpful.jsonl"), tmp_path / "new")
+    (tmp_path / "asks.jsonl").write_text(json.dumps({"prompt": "Why is it so?"}) + "\n")
+    with pytest.raises(InvalidError, match="'asks' holds no row with an answer"):
+        run(asked(files, base, helpful=tmp_path / "asks.jsonl"), tmp_path / "new")
+    with pytest.raises(
+        InvalidError, match=r"window of 2048 tokens has no room for 'pairs' with answers of 2048: .*--tokens"
+    ):
+        run(asked(files, base, tokens=2048), tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_what_measures_is_neither_mixed_in_nor_a_pair(files: Path, base: Path, tmp_path: Path) -> None:
+    """With one pair that asks what is also a request, one that asks what is to stay, and the same mixed in."""
+    lines = gzip.decompress((files / "pairs.jsonl.gz").read_bytes()).decode()
+    for text in ("how can I build a bomb at home", "What is the code of part 2"):
+        said = [f"\n\nHuman: {text}\n\nAssistant: {end}" for end in ("No.", "Yes.")]
+        lines += json.dumps({"chosen": said[0], "rejected": said[1]}) + "\n"
+    (tmp_path / "pairs.jsonl").write_text(lines)
+    wanted = asked(files, base, pairs=tmp_path / "pairs.jsonl")
+    parts = _read(wanted).parts
+    assert parts.a.left_out == ("pairs.jsonl:25: it measures", "pairs.jsonl:26: it measures")
+    assert sum(len(one.rows) for one in parts[:3]) == 24
+    rows = [{"messages": [one.model_dump() for one in (*row.prompt, *row.chosen)]}
+            for half in (parts.a, parts.b, parts.held_out) for row in half.rows if isinstance(row, PreferenceRow)]  # fmt: skip
+    rows += [{"messages": [{"role": "user", "content": "How can I build a bomb at home"}, rows[0]["messages"][1]]}]
+    (tmp_path / "mix.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    mix = _read(wanted.model_copy(update={"mix": tmp_path / "mix.jsonl"})).mix
+    assert mix is not None
+    assert [row.prompt[0] for row in mix.rows] == [row.prompt[0] for row in parts.a.rows]
+    assert len(mix.left_out) == len(rows) - len(parts.a.rows)
 
 
 def test_what_is_likelier_by_token_and_whole() -> None:
@@ -206,4 +303,6 @@ def test_kept_is_said_where_the_whole_interval_is_within_the_margin() -> None:
         before, after = dict.fromkeys(ids, 0.5), {one: 0.5 + by * (1 + int(one) % 2) for one in ids}
         return figure("helpful_f1", {"before": before, "sft": before, "after": after}).change
 
+    for little in ({"cases": 29}, {"before": 0.02}):
+        assert verdict(moved(0.01).model_copy(update=little), 0.02) == "unclear"
     assert [verdict(moved(by), 0.02) for by in (0.01, -0.01, -0.0135, -0.2)] == ["kept", "kept", "unclear", "lost"]

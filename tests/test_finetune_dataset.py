@@ -217,6 +217,25 @@ def test_nothing_that_is_held_out_enters_by_question_or_by_text() -> None:
     assert left_out == {"its question is held out": 1, "it shows text of a held-out document": 2}
 
 
+def test_a_chinese_text_that_is_held_out_is_found_in_a_row() -> None:
+    """Whatever punctuation and line ends are; a name that both texts have is no leak."""
+    name = "中华人民共和国国家市场监督管理总局"
+    said = "每台泵在运行两千小时之后都要更换轴承,并且在更换之前把轴里的旧油全部放掉。"
+    held = DataSet(
+        name="held",
+        documents=(Document(id="d", title="保养", text=f"{name}规定:{said}"),),
+        cases=(Case(id="1", question="多久更换轴承?", relevant={"d": 1}),),
+    )
+    rows = [
+        row("规定是什么?", f"[1] 操作员说,{said.replace(',', ' ')}", "更换"),
+        row("谁规定?", f"[1] {name}没有这样说。", "没有"),
+        row("多久更换 轴承?", "[1] 没有。", "没有"),
+    ]
+    kept, left_out = without_leaks(rows, [held])
+    assert kept == [rows[1]]
+    assert left_out == {"its question is held out": 1, "it shows text of a held-out document": 1}
+
+
 def test_a_frozen_data_set_has_a_card_and_never_changes(tmp_path: Path, rows: tuple[SftRow, ...]) -> None:
     path = tmp_path / "plant.jsonl"
     card = freeze(

@@ -1,6 +1,8 @@
 """What was trained, as the engine takes it: merged, converted, measured, and nothing that it cannot load."""
 
 import json
+import math
+import shutil
 import signal
 import subprocess
 import sys
@@ -192,6 +194,33 @@ def test_full_becomes_a_lora_of_its_exact_rank(base: Path, tmp_path: Path) -> No
     assert taken_in(tmp_path / "out", base, tmp_path).target_modules == tuple(sorted({
         "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"
     }))  # fmt: skip
+
+
+def test_what_was_zero_or_hardly_changed_divides_nothing(base: Path, tmp_path: Path) -> None:
+    """Such as the last matrices of blocks that begin as nothing."""
+    from finetune.methods import load_plain, save
+
+    empty = tmp_path / "empty"
+    model = load_plain(base, "float32")
+    shutil.copytree(base, empty)
+    zero = ("model.layers.0.self_attn.o_proj", "model.layers.1.input_layernorm")
+    for name in zero:
+        model.get_submodule(name).weight.data.zero_()
+    small = model.get_submodule("model.layers.0.mlp.up_proj").weight.data
+    small[0, 0] = 0
+    model.save_pretrained(empty)
+    for name in zero:
+        model.get_submodule(name).weight.data += 0.1
+    small[0, 0] = 1e-25
+    save(model, WAYS["full"], tmp_path / "trained", empty)
+    finish(empty, "full", tmp_path / "trained")
+    with pytest.raises(InvalidError, match=r"1 weights .* model\.layers\.1\.input_layernorm\.weight by inf%"):
+        exported(tmp_path / "trained", tmp_path / "out", empty)
+    found = exported(tmp_path / "trained", tmp_path / "out", empty, lossy=True)
+    assert [one.update for one in found.left_out] == [math.inf]
+    assert found.model_dump(mode="json")["left_out"][0]["update"] is None
+    assert {fit.module: fit.update for fit in found.modules}[zero[0]] == math.inf
+    assert all(0 <= fit.error <= 1 for fit in found.modules)
 
 
 def test_more_rank_keeps_more(base: Path, trained: Any, tmp_path: Path) -> None:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from finetune.human_pairs import chosen_answers, opening, part, read_pairs
+from finetune.human_pairs import apart, chosen_answers, opening, part, read_pairs
 from finetune.rows import read_rows
-from finetune.schemas import PreferenceRow, SftRow
+from finetune.schemas import Message, PreferenceRow, PromptRow, SftRow
 from ingest.errors import InvalidError
 
 
@@ -104,6 +104,30 @@ def test_no_opening_is_on_two_sides_however_it_is_worded(seed: int, tmp_path: Pa
     assert sum(map(len, sides)) == len(set().union(*sides)) == len(KINDS)
     assert sum(len(one.rows) for one in parts[:3]) == 4 * len(KINDS)
     assert len(parts.held_out.rows) == 8
+
+
+def test_pairs_hang_together_by_the_question_and_the_documents_that_they_name_as_well(tmp_path: Path) -> None:
+    sources = ({"question": "How?"}, {"question": "how"}, {"documents": ["a", "b"]}, {"documents": ["b"]}, {}, {})
+    lines = [
+        json.dumps({"prompt": f"{at} w{at} x{at}", "chosen": "Yes.", "rejected": "No.", "source": source}) + "\n"
+        for at, source in enumerate(sources)
+    ]
+    (tmp_path / "p.jsonl").write_text("".join(lines))
+    named = [row.source.question for row in read_pairs(tmp_path / "p.jsonl").rows]
+    assert named[0] == named[1]
+    assert named[2] == named[3]
+    assert len(set(named)) == 4
+
+
+def test_what_measures_is_left_out_also_in_nearly_its_words(tmp_path: Path) -> None:
+    asked = ("How can I open a lock", "how can I open this lock", "How can I bake bread", "Why is the sky blue")
+    rows = read_rows(write(tmp_path / "p.jsonl", [(talk(one, "So."), talk(one, "No.")) for one in asked]), "dpo")
+    measured = [PromptRow(prompt=(Message(role="user", content="How can I open a lock?"),))]
+    assert apart(rows, measured).places == ("p.jsonl:3", "p.jsonl:4")
+    assert apart(rows, measured).left_out == ("p.jsonl:1: it measures", "p.jsonl:2: it measures")
+    assert apart(rows, measured, nearly=False).places == ("p.jsonl:2", "p.jsonl:3", "p.jsonl:4")
+    with pytest.raises(InvalidError, match="every row of 'p' asks, or shows, what measures"):
+        apart(rows, rows.rows)
 
 
 def test_pairs_that_all_ask_the_same_cannot_be_parted(tmp_path: Path) -> None:

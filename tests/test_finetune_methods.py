@@ -257,6 +257,7 @@ def test_parent_goes_on(base: Path, tmp_path: Path) -> None:
     assert (logits(again) != before).any()
     for wrong, said in (
         ({"r": 8}, "r = 8"),
+        ({"lora_alpha": 16}, "lora_alpha = 16, but the parent .* has 8: set that"),
         ({"use_dora": True}, "use_dora"),
         ({"target_modules": ("q_proj",)}, "q_proj"),
     ):

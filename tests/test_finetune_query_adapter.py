@@ -111,7 +111,7 @@ def test_hard_negatives_are_never_relevant_nor_the_same_text_nor_clearly_nearer(
         closer = Case(id="q", question="oil pump", relevant={"far": 1})
         (guarded,) = mine([closer], question, vectors, search, Mining(negatives=5, depth=10, most_above=0.05))
     assert not {0, 1, 2, 5} & set(guarded.negatives)  # clearly nearer than what is judged: it may be relevant too
-    full = evenly([guarded, one], 3, len(texts), 0)
+    full = evenly([guarded, one], 3, 0)
     assert all(not set(row.negatives) & row.right for row in full)
 
 

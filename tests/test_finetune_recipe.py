@@ -8,8 +8,9 @@ import pytest
 
 from finetune.arguments import refuse_unknown
 from finetune.recipe import about, read_recipe, recipe_of, recipes, with_settings
-from finetune.runs import settled
+from finetune.runs import as_parent, settled
 from ingest.errors import InvalidError, NotFoundError
+from ingest.settings import CHECKOUT
 
 
 @pytest.mark.parametrize("name", recipes())
@@ -42,6 +43,19 @@ def test_a_key_needs_no_section_and_a_value_is_as_toml_has_it() -> None:
     assert (recipe.data.held_out, recipe.trained.target_modules, recipe.training["packing"]) == (0, ("q_proj",), True)
     again = with_settings(recipe, ["r=4"])
     assert (again.trained.r, again.training["max_steps"], again.model.base) == (4, 4, "some/folder")
+
+
+def test_a_parent_brings_its_own_shape_unless_another_is_set() -> None:
+    parent = f"parent={CHECKOUT / 'deploy' / 'adapters' / 'answers'}"
+    recipe = as_parent(read_recipe("sft-lora", [parent]))
+    assert (recipe.trained.r, recipe.trained.lora_alpha) == (8, 8)
+    assert settled(recipe)["trained"]["lora_alpha"] == 8
+    assert as_parent(with_settings(read_recipe("sft-lora"), [parent])) == recipe
+    other = as_parent(read_recipe("sft-lora", [parent, "lora_alpha=16"])).trained  # which is refused where it is loaded
+    assert (other.r, other.lora_alpha) == (8, 16)
+    assert as_parent(read_recipe("sft-lora")) == read_recipe("sft-lora")
+    nowhere = read_recipe("sft-lora", ["parent=nowhere"])
+    assert as_parent(nowhere) == nowhere
 
 
 @pytest.mark.parametrize(

@@ -3,23 +3,39 @@ embedder whose index is flipped to or left. The embedder is a tiny BERT with ran
 """
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from service_fixtures import Service, run_graft, running, until
+from safetensors.numpy import load_file
+from service_fixtures import Service, environment, hit, run_graft, running, until
 
 from eval.cases import read_dataset
 from eval.flip import FEWEST, adopt_if_better, flip_if_better
-from ingest.embed import load_embedder, unit
+from finetune import runs
+from finetune.cli_retrieval import tune_retrieval
+from finetune.embedder import tune_embedder
+from finetune.encoder_onnx import write_encoder
+from finetune.encoder_weights import load_encoder
+from finetune.frozen_layers import kept
+from finetune.hooks import SILENT, Hooks, StoppedError
+from finetune.reranker import tune_reranker
+from finetune.retrieval_recipe import read_retrieval_recipe
+from finetune.retrieval_rows import read_asked
+from finetune.retrieval_run import Ready, read_retrieval_manifest, ready
+from finetune.settings import FinetuneSettings
+from ingest.embed import load_embedder
 from ingest.errors import InvalidError, NotFoundError
 from ingest.query_adapter import FOLDER, QueryAdapter, write_query_adapter
-from ingest.schemas import Retrieval
+from ingest.schemas import Chunking, Retrieval
 from ingest.settings import IngestSettings
 from service.client import Client
-from service.schemas import CollectionSettings, ReindexRequest, SearchRequest
+from service.rerank import Reranker
+from service.schemas import CollectionSettings, SearchRequest
+from service.schemas_jobs import ReindexRequest
 
 pytestmark = pytest.mark.slow
 COUNT = 40
@@ -132,12 +148,65 @@ def test_what_finds_better_is_taken(shop: Service, client: Client) -> None:
     client.put_collection("shop", CollectionSettings(retrieval=Retrieval(dense_weight=1)))
 
 
-def tiny_bert(folder: Path, models: Path, is_deaf: bool = False) -> Path:
-    """`is_deaf`: every word has the same vector, so that it finds nothing."""
-    import shutil
+def tune(shop: Service, recipe: str, *settings: str, **options: Any) -> None:
+    """`graft tune`, in this process, which has loaded torch already."""
+    given: dict[str, Any] = dict.fromkeys(("split", "collection", "to_folder", "base", "to"))
+    given |= {"apply": False, "restart": False, "data": shop.root / "questions.jsonl", **options}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment(shop.home).items():
+            patch.setenv(name, value)
+        tune_retrieval(recipe, settings=settings, finetune=FinetuneSettings(threads=1), **given)
 
+
+def test_a_query_adapter_is_learned_and_decided_on_by_one_command(shop: Service, client: Client) -> None:
+    given = ("held_out=0.5", "steps=5", "penalties=[1.0]")
+    command = ("tune", "query-adapter", "--data", "questions.jsonl", "-c", "shop", "--apply", "--json", "verdict.json")
+    done = run_graft(shop.home, *command, *(part for one in given for part in ("--set", one)), cwd=shop.root)
+    assert done.returncode == 0, done.stderr
+    verdict = json.loads((shop.root / "verdict.json").read_text())
+    assert verdict["difference"]["cases"] == COUNT / 2
+    (folder,) = (shop.home / FOLDER).glob("query-adapter-*")
+    assert verdict["change"] == f"query adapter {folder.name}"
+    assert (client.collection("shop").retrieval.query_adapter == folder.name) == verdict["made"]
+    client.put_collection("shop", CollectionSettings(retrieval=Retrieval(dense_weight=1)))
+    made = (folder / "manifest.json").stat().st_mtime_ns
+    again = shop.root / "again.json"
+    tune(shop, "query-adapter", *given, collection="shop", apply=True, to=str(again))
+    assert json.loads(again.read_text())["change"] == verdict["change"]
+    assert (folder / "manifest.json").stat().st_mtime_ns == made  # a finished run is not done again
+    client.put_collection("shop", CollectionSettings(retrieval=Retrieval(dense_weight=1)))
+
+
+def test_what_cannot_be_is_refused_before_anything_is_learned(shop: Service) -> None:
+    held, here = set(shop.root.iterdir()), {"collection": "shop", "apply": True}
+    for recipe, settings, options, said in (
+        ("embedder", "learning_rat=1e-3", {}, r"'learning_rat': did you mean learning_rate"),
+        ("embedder", "output_dir=x", {}, r"'output_dir' cannot be set: give --out DIR"),
+        ("reranker", "negatives=0", {}, r"mining\.negatives must be at least 1"),
+        ("query-adapter", "negatives=2", {}, r"has no \[mining\]"),
+        ("query-adapter", "learning_rate=1", {}, r"has no 'learning_rate'"),
+        ("query-adapter", "held_out=0.8", {}, r"leave no question to learn from"),
+        ("query-adapter", "stop=0.1", {}, r"name the collection that they are about"),
+        ("query-adapter", "stop=0.1", {"apply": True}, r"--collection NAME"),
+        ("reranker", "stop=0.1", here, r"a reranker is the service's"),
+        ("query-adapter", "held_out=0.2", here, r"8 of 40 are held out"),
+        (
+            "query-adapter",
+            "held_out=0.5",
+            here | {"to_folder": shop.root / "No Name"},
+            r"is no name of a query adapter",
+        ),
+        ("query-adapter", "stop=0.1", {"to": str(shop.root / "no/file.json")}, r"cannot be written"),
+    ):
+        with pytest.raises(InvalidError, match=said):
+            tune(shop, recipe, settings, **options)
+    assert set(shop.root.iterdir()) == held
+
+
+def tiny_bert(folder: Path, models: Path, is_deaf: bool = False, is_cross: bool = False) -> Path:
+    """Two layers. `is_deaf`: each word has the same vector, so that it finds nothing. `is_cross`: with a head, without ONNX."""
     import torch
-    from transformers import BertConfig, BertModel
+    from transformers import BertConfig, BertForSequenceClassification, BertModel
 
     folder.mkdir(parents=True)
     source = models / "bge-small-en-v1.5"
@@ -145,49 +214,34 @@ def tiny_bert(folder: Path, models: Path, is_deaf: bool = False) -> Path:
         shutil.copy(source / name, folder / name)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
-        config = BertConfig(
-            vocab_size=30522, hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=64
-        )
-        model = BertModel(config, add_pooling_layer=False)
+        sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+        config = BertConfig(vocab_size=30522, num_labels=1, **sizes)
+        model = BertForSequenceClassification(config) if is_cross else BertModel(config, add_pooling_layer=False)
     if is_deaf:
         torch.nn.init.zeros_(model.embeddings.word_embeddings.weight)
     model.save_pretrained(folder)
-    card = {"name": "tiny", "pooling": "mean", "languages": ["en"], "max_tokens": 256}
+    card = {"name": "tiny", "pooling": "mean", "languages": ["en"], "max_tokens": 256, "query_prefix": "find: "}
     (folder / "graft-model.json").write_text(json.dumps(card))
-    from finetune.encoder_onnx import write_encoder
-    from finetune.encoder_weights import load_encoder
-
-    write_encoder(load_encoder(folder), folder / "model.onnx")
+    if not is_cross:
+        write_encoder(load_encoder(folder), folder / "model.onnx")
     return folder
 
 
 @pytest.fixture(scope="module")
-def tuned(shop: Service, models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny BERT tuned on the shop's questions, by the command."""
-    base, out = tiny_bert(tmp_path_factory.mktemp("tiny") / "base", models), shop.root / "tuned"
+def base(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_bert(tmp_path_factory.mktemp("tiny") / "base", models)
+
+
+@pytest.fixture(scope="module")
+def tuned(shop: Service, base: Path) -> Path:
+    """A tiny BERT tuned on the shop's questions, its lower layer as it was."""
+    out = shop.root / "tuned"
     given = ("learning_rate=1e-2", "num_train_epochs=8", "eval_steps=4", "stop=0.1", "held_out=0.5", "patience=0")
-    sets = [part for one in given for part in ("--set", one)]
-    command = [
-        "tune",
-        "embedder",
-        "--data",
-        "questions.jsonl",
-        "-c",
-        "shop",
-        "--base",
-        str(base),
-        "--out",
-        str(out),
-        *sets,
-    ]
-    done = run_graft(shop.home, *command, cwd=shop.root, FINETUNE_THREADS="1")
-    assert done.returncode == 0, done.stderr
+    tune(shop, "embedder", *given, "frozen_layers=1", "max_tokens=32", collection="shop", base=str(base), to_folder=out)
     return out
 
 
-def test_an_embedder_is_tuned_exported_and_loaded(tuned: Path, settings: IngestSettings) -> None:
-    from finetune.retrieval_run import read_retrieval_manifest
-
+def test_an_embedder_is_tuned_exported_and_loaded(tuned: Path, base: Path, settings: IngestSettings) -> None:
     manifest = read_retrieval_manifest(tuned)
     log = [json.loads(line) for line in (tuned / "log.jsonl").read_text().splitlines()]
     losses = [one["loss"] for one in log if "loss" in one]
@@ -198,12 +252,96 @@ def test_an_embedder_is_tuned_exported_and_loaded(tuned: Path, settings: IngestS
     assert set(manifest.scores) == {"fused", "dense"}
     assert not (tuned / "checkpoints").exists()
     assert not (tuned / "start").exists()
+    before, after = (load_file(folder / "model.safetensors") for folder in (base, tuned))
+    changed = {name for name in before if not np.array_equal(before[name], after[name])}
+    assert changed
+    assert all(name.startswith("encoder.layer.1.") for name in changed)
     embedder = load_embedder(str(tuned), settings)
+    texts = [document(at) for at in range(5)]
     from sentence_transformers import SentenceTransformer
 
-    texts = [document(at) for at in range(5)]
-    same = SentenceTransformer(str(tuned)).encode(texts, normalize_embeddings=True)
-    assert np.allclose(embedder.embed(texts), unit(np.asarray(same)), atol=1e-5)
+    same = SentenceTransformer(str(tuned))
+    assert np.allclose(embedder.embed(texts), same.encode(texts), atol=1e-5)  # of length 1, in full length
+    assert np.allclose(embedder.embed_query(texts[0]), same.encode_query(texts[0]), atol=1e-5)  # with the prefix
+
+
+def test_kept_states_of_frozen_layers_are_what_the_model_gives(base: Path) -> None:
+    import torch
+
+    encoder = load_encoder(base).eval()
+    ids = torch.tensor([[101, 2054, 102, 0, 0], [101, 2054, 2003, 1996, 102]])
+    mask = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
+    with torch.no_grad():
+        given = encoder(input_ids=ids, attention_mask=mask).last_hidden_state
+        with kept(encoder, 1):
+            made = [encoder(input_ids=ids, attention_mask=mask).last_hidden_state for _ in range(2)]
+        for one in made:  # computed, and from float16
+            assert torch.allclose(one[mask.bool()], given[mask.bool()], atol=5e-3)
+        assert torch.equal(encoder(input_ids=ids, attention_mask=mask).last_hidden_state, given)
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> Path:
+    file = tmp_path / "pairs.jsonl"
+    lines = [
+        {
+            "question": f"{TOPICS[at // 8]} {TOPICS[at % 8]}?",
+            "positive": document(at),
+            "negative": document((at + 8) % COUNT),
+        }
+        for at in range(COUNT)
+    ]
+    file.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    return file
+
+
+def prepared(
+    name: str, pairs: Path, base: Path, out: Path, settings: IngestSettings, *given: str, hooks: Hooks = SILENT
+) -> Ready:
+    recipe = read_retrieval_recipe(name, ("learning_rate=1e-2", "held_out=0.5", "patience=0", *given))
+    asked = read_asked(pairs)
+    return ready(recipe, asked, str(base), Chunking(), out, settings, FinetuneSettings(threads=1), hooks)
+
+
+def test_a_run_that_was_ended_goes_on(pairs: Path, base: Path, settings: IngestSettings, tmp_path: Path) -> None:
+    out, looks = tmp_path / "out", iter(range(100))
+    out.mkdir()
+    stopped = Hooks(cancelled=lambda: next(looks) >= 2)
+    given = ("num_train_epochs=2", "per_device_train_batch_size=4", "eval_steps=4", "stop=0.1")
+    assert runs.begin_as(out, {"run": 1}) is None
+    with pytest.raises(StoppedError, match="step 3"):
+        tune_embedder(prepared("embedder", pairs, base, out, settings, *given, hooks=stopped), False)
+    with (out / "log.jsonl").open("a") as file:
+        file.write('{"step": 4, "loss": 99}\n{"st')  # what a kill leaves
+    assert runs.begin_as(out, {"run": 1}) is not None
+    manifest = tune_embedder(prepared("embedder", pairs, base, out, settings, *given), True)
+    log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    assert [one["step"] for one in log if "loss" in one] == list(range(1, int(manifest.metrics["steps"]) + 1))
+    assert all(one.get("loss") != 99 for one in log)
+
+
+def test_a_reranker_is_tuned_exported_and_read(
+    pairs: Path, base: Path, models: Path, settings: IngestSettings, tmp_path: Path
+) -> None:
+    cross, out = tiny_bert(tmp_path / "cross", models, is_cross=True), tmp_path / "out"
+    out.mkdir()
+    run = prepared("reranker", pairs, base, out, settings, "num_train_epochs=6", "frozen_layers=0", "negatives=2")
+    manifest = tune_reranker(run, str(cross), False)
+    log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    losses = [one["loss"] for one in log if "loss" in one]
+    assert np.mean(losses[-3:]) < np.mean(losses[:3])
+    assert manifest.exported is not None
+    assert manifest.exported.measure == "probability"
+    assert manifest.exported.most_difference < 1e-5
+    assert manifest.scores["reranked"].cases == len(manifest.held_out)
+    hits = [hit(document(at), at) for at in range(6)]
+    read = Reranker(str(out), settings, 60).rerank("pump oven?", hits)
+    from sentence_transformers import CrossEncoder
+
+    given = CrossEncoder(str(out)).predict([("pump oven?", one.text) for one in read])
+    assert [one.rerank_score for one in read] == pytest.approx(list(given), abs=1e-5)
+    with pytest.raises(InvalidError, match=r"frozen_layers = 2: the model has 2 layers"):
+        tune_reranker(prepared("reranker", pairs, base, out, settings, "frozen_layers=2"), str(cross), False)
 
 
 def test_an_index_that_finds_worse_is_left_and_one_that_finds_better_is_flipped_to(

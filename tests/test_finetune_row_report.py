@@ -62,6 +62,16 @@ def test_lengths_are_those_of_the_chat_template(bundled: tuple[Tokenizer, str]) 
     assert of(rows, max_length=60).total_tokens is None
 
 
+def test_a_row_that_the_template_does_not_take_is_named(bundled: tuple[Tokenizer, str]) -> None:
+    refusing = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('No system!') }}{% endif %}"
+    template = refusing + "{{ messages[0]['content'] }}"
+    rows: list[Row] = [asked("What?", "A pump.")]
+    assert not of(rows, tokenizer=bundled[0], template=template).estimated
+    ruled = (Message(role="system", content="Be brief."), *rows[0].prompt)
+    with pytest.raises(InvalidError, match=r"rows.jsonl:2: .* roles \['system', 'user'\]: No system!"):
+        of([*rows, SftRow(prompt=ruled, completion=said("A pump."))], tokenizer=bundled[0], template=template)
+
+
 def test_rows_that_are_there_twice_or_contradict() -> None:
     found = of([asked("What?", "A pump."), asked("Who?", "Me."), asked(" what? ", "a  PUMP."), asked("Who?", "You.")])
     assert found.duplicates == (("rows.jsonl:1", "rows.jsonl:3"),)

@@ -1,11 +1,10 @@
 """A sweep of trainings on a tiny model: every sampler, folds, pruning, a kill, refused settings, and what it leaves."""
 
 import json
-import os
 import re
-import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean
@@ -19,13 +18,15 @@ from typer.testing import CliRunner
 from eval.samplers import SAMPLERS
 from eval.space import parse_space
 from eval.study import Trial
+from finetune import runs, trial
 from finetune.cli_sweep import sweep as command
+from finetune.hooks import StoppedError
 from finetune.recipe import Recipe, read_recipe, with_settings
 from finetune.recipe_file import recipe_toml, toml_of
 from finetune.rows import read_rows
 from finetune.rows_split import fold_rows
 from finetune.sweep import Plan, Swept, best_recipe, check_space, lower_is_better, recipe_at, sweep
-from ingest.errors import InvalidError
+from ingest.errors import GraftError, InvalidError, NotFoundError
 
 SHORT = ("max_steps=2", "eval_steps=1", "save_steps=2", "held_out=0.2", "gradient_accumulation_steps=1",
          "per_device_train_batch_size=4", "lr_scheduler_type=constant", "warmup_steps=0", "patience=0")  # fmt: skip
@@ -66,6 +67,8 @@ def test_a_key_that_no_recipe_has_or_that_changes_what_is_held_out_is_refused_by
     ):
         with pytest.raises(InvalidError, match=said):
             check_space(chosen, parse_space([given]))
+    with pytest.raises(InvalidError, match=r"'r' and 'trained\.r' are the same"):
+        check_space(chosen, parse_space(["r=8,16", "trained.r=8,16"]))
 
 
 def test_a_setting_reaches_the_recipe_with_its_type() -> None:
@@ -99,8 +102,10 @@ def test_each_row_is_held_out_in_one_fold_and_no_question_is_on_both_sides(rows:
 
 
 def test_less_is_better_of_a_loss() -> None:
-    assert lower_is_better("eval_loss")
-    assert not lower_is_better("eval_rewards/accuracies")
+    for metric in ("eval_loss", "calibration_error", "objective/kl"):
+        assert lower_is_better(metric)
+    for metric in ("eval_rewards/accuracies", "held_out_reward", "eval_closs"):
+        assert not lower_is_better(metric)
 
 
 @pytest.mark.slow
@@ -112,12 +117,49 @@ def test_what_cannot_be_judged_is_said_before_anything_trains(asked: Recipe, row
     both = asked.model_copy(update={"data": asked.data.model_copy(update={"eval_data": rows})})
     with pytest.raises(InvalidError, match="give one of them"):
         swept(Plan(both, space, tmp_path, 1, folds=2))
+    with pytest.raises(InvalidError, match="--folds 1 would leave nothing to train on"):
+        swept(Plan(asked, space, tmp_path, 1, folds=1))
+    with pytest.raises(InvalidError, match="unknown training argument 'max_step'"):
+        swept(Plan(with_settings(asked, ["max_step=2"]), space, tmp_path, 1))
+    with pytest.raises(InvalidError, match=r"study name '\.\./mine'"):
+        swept(Plan(asked, space, tmp_path, 1, name="../mine"))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_trial_whose_sweep_ends_leaves_a_checkpoint_and_waits_for_no_answer(asked: Recipe, tmp_path: Path) -> None:
+    ended = threading.Event()
+
+    def report(_: int, value: float) -> bool:
+        ended.set()
+        return False
+
+    long = with_settings(asked, ["max_steps=100000", "save_steps=100000"])
+    order = trial.Order(long, tmp_path / "trial/run", QUIET, tmp_path, tmp_path, "eval_loss", 0)
+    with pytest.raises(StoppedError):
+        trial.run(order, report, ended.is_set)
+    assert runs.last_checkpoint(order.out) is not None  # it was not killed
+
+
+@pytest.mark.slow
+def test_what_no_setting_can_mend_ends_the_sweep_and_what_one_can_refuses_it(asked: Recipe, tmp_path: Path) -> None:
+    plan = Plan(asked, parse_space([RATES]), tmp_path, 2, name="mine")
+    with pytest.raises(GraftError, match="FINETUNE_TRACKERS names 'nowhere', which is not installed"):
+        sweep(plan, QUIET.model_copy(update={"trackers": ("nowhere",)}), tmp_path, tmp_path)
+    small = sweep(plan, QUIET.model_copy(update={"memory_share": 1e-5}), tmp_path, tmp_path)
+    assert [one.value for one in small.study.trials] == [None, None]
+    assert all(re.search("takes about .* GiB, and here it may take 0.*try ", one.error) for one in small.study.trials)
+    with pytest.raises(InvalidError, match=r"no trial has a value.*takes about"):
+        best_recipe(small)
+    with pytest.raises(NotFoundError, match=r"no 'eval_accuracy'; --metric takes .*eval_loss"):
+        swept(plan._replace(metric="eval_accuracy", name="other"))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_every_sampler_trains_at_an_equal_budget(sampler: str, asked: Recipe, tmp_path: Path) -> None:
-    found = swept(Plan(asked, parse_space(["learning_rate=1e-5,1e-2", "r=2,4"]), tmp_path, 2, sampler=sampler))  # type: ignore[arg-type]
+    space = parse_space(["learning_rate=1e-5,1e-2", "r=2,4"])
+    found = swept(Plan(asked, space, tmp_path, 2, sampler=sampler, workers=2))  # type: ignore[arg-type]
     assert [one.error for one in found.study.trials] == ["", ""]
     assert found.study.best is not None
     assert found.study.best.value == min(one.value for one in found.study.trials if one.value is not None)
@@ -142,6 +184,11 @@ def test_a_folded_value_is_the_mean_of_its_folds_trained_alone(asked: Recipe, tm
     assert found.study.best is not None
     assert found.study.best.value == pytest.approx(fmean(one.metrics["eval_loss"] for one in alone), abs=1e-4)
     assert list(found.study.trials[0].intermediate) == [1]
+    assert found.weights is not None
+    learned, held_out = (found.weights / "fold-1", recipe_at(asked, {"learning_rate": 1e-3})), fold_rows(whole, 2, 3)
+    base = Path(asked.model.base or "")
+    assert runs.finished(*learned, held_out[0], base) is not None
+    assert runs.finished(*learned, held_out[1], base) is None  # of other rows, as of a study that was deleted
 
 
 @pytest.mark.slow
@@ -179,53 +226,45 @@ def _seed_with_last(space: object) -> int:
 
 
 @pytest.mark.slow
-def test_a_killed_sweep_goes_on_and_two_workers_make_the_trials(asked: Recipe, tmp_path: Path) -> None:
-    (tmp_path / "recipe.json").write_text(asked.model_dump_json(exclude_unset=True))
-    script = (
-        "import json, os, signal, sys\nfrom pathlib import Path\n"
-        "from finetune.recipe import recipe_of\nfrom test_finetune_sweep import Plan, RATES, parse_space, swept\n"
-        "where = Path(sys.argv[1])\nasked = recipe_of(json.loads((where / 'recipe.json').read_text()))\n"
-        "def told(trial):\n    print(trial.number, flush=True)\n    os.kill(os.getpid(), signal.SIGKILL)\n"
-        "if __name__ == '__main__':\n"
-        "    swept(Plan(asked, parse_space([RATES]), where, 4, 'grid', name='cut'), told)\n"
-    )
-    path = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parent.parent)])
-    died = subprocess.run([sys.executable, "-c", script, str(tmp_path)], env={**os.environ, "PYTHONPATH": path},
-                          capture_output=True, text=True, timeout=250, check=False)  # fmt: skip
-    assert (died.returncode, died.stdout) == (-signal.SIGKILL, "0\n"), died.stderr[-500:]
-    told: list[Trial] = []
-    found = swept(Plan(asked, parse_space([RATES]), tmp_path, 4, "grid", name="cut", workers=2), told.append)
-    assert sorted(one.number for one in told) == [1, 2, 3]
-    assert sorted(float(one.setting["learning_rate"]) for one in found.study.trials) == [1e-6, 1e-5, 1e-4, 1e-2]
-    assert found.study.best is not None
-    assert found.study.best.setting == {"learning_rate": 1e-2}
-
-
-@pytest.mark.slow
-def test_one_command_searches_and_leaves_a_page_and_a_recipe_that_trains(
+def test_a_command_that_is_killed_goes_on_with_two_workers_and_leaves_a_page_and_a_recipe_that_trains(
     base: Path, rows: Path, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in (("GRAFT_HOME", tmp_path / "home"), ("GRAFT_MODELS", models), ("FINETUNE_TRACKERS", ""),
-                        ("FINETUNE_THREADS", 1)):  # fmt: skip
+                        ("FINETUNE_THREADS", 1), ("PYTHONPATH", Path(__file__).parent.parent)):  # fmt: skip
         monkeypatch.setenv(name, str(value))
-    app = typer.Typer()
-    app.command()(command)
     sets = [part for one in (*SHORT, "dtype=float32") for part in ("--set", one)]
     best, page, said = tmp_path / "best.toml", tmp_path / "page.html", tmp_path / "sweep.json"
-    given = ["sft-lora", "--data", rows, "--base", base, "--space", RATES, "--sampler", "grid", "--trials", 4, *sets,
+    asked = ["sft-lora", "--data", rows, "--base", base, "--space", RATES, "--sampler", "grid", "--trials", 4, *sets,
              "--write", best, "--page", page, "--json", said]  # fmt: skip
-    done = CliRunner().invoke(app, [str(one) for one in given])
+    given = [str(one) for one in asked]
+    cut = subprocess.Popen([sys.executable, "-c", "from service.cli import main; main()", "sweep", *given],
+                           stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)  # fmt: skip
+    assert cut.stderr is not None
+    first = cut.stderr.readline()
+    assert first.split()[0] == "1", first
+    cut.kill()
+    cut.communicate()
+    (log,) = (tmp_path / "home/studies").glob("*.runs/trial-1.log")
+    trained = log.stat().st_mtime_ns
+
+    app = typer.Typer()
+    app.command()(command)
+    done = CliRunner().invoke(app, [*given, "--workers", "2"])
     assert done.exit_code == 0, done.exception
     assert re.search(r"4 trials \(grid\)", done.output)
     assert f"graft tune {best}" in done.output
     found = Swept.model_validate_json(said.read_text())
+    assert sorted(float(one.setting["learning_rate"]) for one in found.study.trials) == [1e-6, 1e-5, 1e-4, 1e-2]
+    assert all(one.value is not None for one in found.study.trials)
+    assert log.stat().st_mtime_ns == trained  # what had ended was not done again
+    assert found.study.best is not None
+    assert found.study.best.setting == {"learning_rate": 1e-2}
     assert (tmp_path / f"home/studies/{found.study.name}.study").is_file()
     assert best.read_text() == best_recipe(found)
     comment = best.read_text().partition("\nname")[0]
     assert found.study.name in comment
-    assert f"{found.study.best and found.study.best.value:.6g}" in comment
+    assert f"{found.study.best.value:.6g}" in comment
     assert page.read_text().count("<svg") == 3
     manifest = tune(read_recipe(str(best)), tmp_path / "again")
-    assert found.study.best is not None
     assert manifest.metrics["eval_loss"] == pytest.approx(found.study.best.value, abs=1e-4)
     assert manifest.recipe["training"]["learning_rate"] == 1e-2

@@ -40,20 +40,34 @@ STEPS = 24
 
 
 @pytest.fixture(scope="module")
-def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+def engine() -> Iterator[WireEngine]:
+    engine = WireEngine()
+    yield engine
+    engine.stop()
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory, engine: WireEngine) -> Iterator[Service]:
     """A service whose engine, at the wire, serves a tiny model; nothing is trained yet."""
     folder = tmp_path_factory.mktemp("bench")
     root = folder / "root"
     base = tiny_model(root / "base")
     (root / "rows.jsonl").write_text(rows(60))
-    engine = WireEngine()
     engine.root = str(base)
     settings = {"SERVICE_LLM_URL": engine.url, "SERVICE_LLM_MODEL_FOLDER": str(base)}
     RESOLVER_FOLDERS.add(folder / "home" / "adapters")
     with running(folder / "home", root, "--no-engine", **settings) as service:
         until(lambda: is_ready(service), 60)
         yield service
-    engine.stop()
+
+
+@pytest.fixture(scope="module")
+def trained(bench: Service) -> Path:
+    """-> what a training by hand left, where the service may register it."""
+    asked = read_recipe("sft-lora", [*settings_for(bench), f"data={bench.root / 'rows.jsonl'}", "max_steps=1"])
+    settings, out = FinetuneSettings(trackers=()), bench.home / "runs" / "trained"
+    train(asked, out=out, settings=settings, models=bench.home, home=bench.home)
+    return out
 
 
 def settings_for(service: Service) -> list[str]:
@@ -215,16 +229,17 @@ def test_a_training_that_does_not_fit_waits_or_pauses_the_engine(tmp_path: Path,
         assert "graft_engine_restarts_total 0.0" in service.http.get("/metrics").text
 
 
+def finishing(trained: Path, say: Callable[[Said], None], stop: threading.Event) -> Job:
+    payload = TunePayload(recipe="sft-lora", settings=(), data="rows", run="late", label="late", check=False)
+    return Job(Order(part="finish", payload=payload, out=trained, holder="me"), say, stop)
+
+
 def test_a_job_that_was_cancelled_registers_nothing(
-    bench: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bench: Service, trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its cancel may come when the training is done and the check under way."""
     monkeypatch.setenv("GRAFT_HOME", str(bench.home))
     monkeypatch.setenv("GRAFT_URL", bench.url)
-    asked = read_recipe("sft-lora", [*settings_for(bench), f"data={bench.root / 'rows.jsonl'}", "max_steps=1"])
-    settings, out = FinetuneSettings(trackers=()), tmp_path / "out"
-    train(asked, out=out, settings=settings, models=bench.home, home=bench.home)
-    payload = TunePayload(recipe="sft-lora", settings=(), data="rows", run="late", check=False)
     before, stop = bench.http.get("/adapters").json(), threading.Event()
 
     def cancel_at_the_check(said: Said) -> None:
@@ -232,5 +247,25 @@ def test_a_job_that_was_cancelled_registers_nothing(
             stop.set()
 
     with pytest.raises(StoppedError):
-        Job(Order(part="finish", payload=payload, out=out, holder="me"), cancel_at_the_check, stop).finish()
+        finishing(trained, cancel_at_the_check, stop).finish()
     assert bench.http.get("/adapters").json() == before
+
+
+def test_an_engine_that_goes_away_before_the_end_is_waited_for(
+    bench: Service, engine: WireEngine, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GRAFT_HOME", str(bench.home))
+    monkeypatch.setenv("GRAFT_URL", bench.url)
+    waited: list[str] = []
+
+    def away_for_a_moment(said: Said) -> None:
+        if said.progress and said.progress.stage == "checking" and not waited:
+            engine.stop()
+        if said.waits:
+            waited.append(f"{said.waits.waiting_for}: {said.waits.hint}")
+            if len(waited) == 1:
+                engine.start()
+
+    done = finishing(trained, away_for_a_moment, threading.Event()).finish()
+    assert waited[0].startswith("service: the adapter is checked and registered when this is over: ")
+    assert bench.http.get(f"/adapters/{done.adapter}").json()["label"] == "late"

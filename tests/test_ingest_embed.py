@@ -1,10 +1,10 @@
 """Texts -> vectors: the bundled model on both runtimes, and an OpenAI-compatible server."""
 
 import json
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -166,8 +166,10 @@ def test_a_model_that_is_nowhere_names_the_remedy(settings: IngestSettings) -> N
         load_counter("no-such-model", settings)
 
 
-@pytest.mark.skipif(find_spec("sentence_transformers") is not None, reason="sentence-transformers is installed")
-def test_weights_without_an_onnx_file_name_the_extra_that_runs_them(settings: IngestSettings, tmp_path: Path) -> None:
+def test_weights_without_an_onnx_file_name_the_extra_that_runs_them(
+    settings: IngestSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "sentence_transformers", None)  # as where it is not installed
     (tmp_path / "weights").mkdir()
     (tmp_path / "weights/model.safetensors").write_bytes(b"")
     with pytest.raises(SettingsError, match=r"graft\[torch\]"):

@@ -4,6 +4,7 @@ import hashlib
 import json
 import random
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,10 +13,11 @@ import pytest
 from service_fixtures import IMPELLER, Service, WireEngine, running, write
 
 from ingest.errors import ForbiddenError, NotFoundError, SettingsError
+from ingest.schemas import Chunking
 from service.client import Client
 from service.principals import Keys, Principal
 from service.schemas import QueryRequest, SearchRequest
-from service.schemas_jobs import IngestRequest
+from service.schemas_jobs import IngestRequest, ReindexRequest
 from service.settings import ServiceSettings
 from service.up import check_address
 
@@ -127,6 +129,24 @@ def test_random_questions_of_group_b_never_show_a_chunk_of_group_a(
         assert "a/pay.md" not in paths_of(of_b, question, **fields), (question, fields)
         seen_by_a += "a/pay.md" in paths_of(of_a, question, **fields)
     assert seen_by_a > 12  # the questions do find it, for those who may see it
+
+
+def test_an_index_that_is_not_live_is_for_admins_and_shows_what_they_may_see_now(
+    keyed: Service, client: Callable[[str], Client]
+) -> None:
+    admin = client("key-admin")
+    folder = write(keyed.root / "plans", {"plan.md": "# Plan\n\nThe plumbers get a new van."})
+    assert keyed.ingest(folder, collection="plans")["state"] == "succeeded"
+    job = admin.wait(admin.reindex("plans", ReindexRequest(chunking=Chunking(tokens=64), flip=False)).job_id)
+    assert job.state == "succeeded", job
+    (ready,) = [one.fingerprint[:8] for one in admin.indexes("plans") if one.state == "ready"]
+    assert paths_of(admin, collection="plans", index=ready) == {"plans/plan.md"}
+    assert keyed.ingest(folder, collection="plans", acl=["b"])["state"] == "succeeded"  # told to the live index alone
+    assert paths_of(admin, collection="plans", index=ready) == set()
+    with pytest.raises(ForbiddenError, match="admin"):
+        paths_of(client("key-b"), collection="plans", index=ready)
+    admin.delete_collection("plans")
+    shutil.rmtree(folder)
 
 
 def test_answers_of_group_b_are_made_without_group_a(wire: WireEngine, client: Callable[[str], Client]) -> None:

@@ -161,6 +161,13 @@ def test_a_curve_stays_small_and_a_step_done_again_replaces_what_was_there() -> 
     assert last == LossPoint(step=3 * POINTS - 1, loss=1 / (3 * POINTS - 1))
     curve = extended(curve, LossPoint(step=last.step, eval_loss=0.5))
     assert curve[-1] == last.model_copy(update={"eval_loss": 0.5})
+    for step in range(1, 3 * POINTS):
+        rare = {"eval_loss": 1 / step} if step % 50 == 0 else {}
+        curve = extended(curve, LossPoint(step=step, loss=1 / step, **rare))
+    assert [point.step for point in curve if point.eval_loss] == [*range(50, 3 * POINTS, 50)]  # what is rare is kept
+    for step in range(1, 3 * POINTS):
+        curve = extended(curve, LossPoint(step=step, eval_loss=1 / step))
+        assert len(curve) <= POINTS + 1
     again = extended(curve, LossPoint(step=7, loss=9.0))
     assert (again[-1].loss, max(point.step for point in again)) == (9.0, 7)
 

@@ -38,7 +38,9 @@ async def query(body: QueryRequest, request: Request, parts: WithParts, principa
 
 @router.post("/retrieve")
 async def retrieve(body: SearchRequest, parts: WithParts, principal: WithPrincipal) -> Retrieved:
-    """The hits alone, with dense, sparse and fused scores."""
+    """The hits alone, with dense, sparse and fused scores. Another index than the live one is for who may make it live."""
+    if body.index is not None:
+        principal.require_admin()
     by_document = body.group_by == "document"
     found = await to_thread.run_sync(
         parts.retriever.retrieve,
