@@ -68,17 +68,13 @@ def run(options: Options) -> list[Row]:
         return [skipped("reward and KL", lacking)]
     size, work = QUICK if options.quick else Size(), options.scratch / "tune-rlhf"
     files = _files(options, size, work)
-    sft = _tuned(work / "sft-lora", "sft-lora", files.chosen, max_steps=size.sft_steps, held_out=0)
-    learns = {"max_steps": size.sft_steps, "max_length": size.judged_tokens}
-    judge = _tuned(work / "reward", "reward", files.judged, learning_rate=JUDGE_RATE, **learns)
+    learns = {"learning_rate": JUDGE_RATE, "max_steps": size.sft_steps, "max_length": size.judged_tokens}
+    judge = _tuned(work / "reward", "reward", files.judged, **learns)
     people = "people's pairs" if options.folder(HH) else "made pairs"
+    agreement = [_agrees(judge, files.held_out, work, people, 0.6), _on_citations(size, work)]
+    sft = _tuned(work / "sft-lora", "sft-lora", files.chosen, max_steps=size.sft_steps, held_out=0)
     found = {"SFT": sft, **_by_method(work, files, size, sft, judge)}
-    return [
-        _agrees(judge, files.held_out, work, people, 0.6),
-        _on_citations(size, work),
-        *_side_by_side(found, judge, files, size),
-        *_fooled(sft, files, size, work),
-    ]
+    return [*agreement, *_side_by_side(found, judge, files, size), *_fooled(sft, files, size, work)]
 
 
 def _files(options: Options, size: Size, work: Path) -> Files:
@@ -143,6 +139,7 @@ def _agrees(judge: Path, pairs: Path, work: Path, title: str, bar: float) -> Row
         + ", ".join(f"where the chosen answer is the {name} one {share or 0:.3f} of {of}" for name, share, of in apart)
         + f"; calibration error {found.calibration_error:.3f}; {manifest.rows} pairs learned in {manifest.seconds:.0f} s"
     )
+    say(f"reward model on {title}: {accuracy.value:.3f} {note}")
     return at_least(f"reward model, accuracy on {title}", accuracy.value, "", bar, note)
 
 
