@@ -12,7 +12,8 @@ run: machine service engine models
 	@exec .venv/bin/graft up --ingest examples --ask "$$ASK"
 
 test: check
-	.venv/bin/pytest -m "engine or slow"
+	.venv/bin/pytest -n 2 --dist loadfile -m "slow and not engine"
+	.venv/bin/pytest -m engine
 
 check: machine dev train engine models lint
 	.venv/bin/pytest -n 2 --dist loadfile -m "not engine and not slow"

@@ -98,13 +98,15 @@ class Peak(Looking):
         self.bytes = 0
         self.owner_bytes = 0
         self._before = process.memory_info().rss
+        self._there = {one.pid for one in process.children(recursive=True)}  # of other tests
         super().__init__()
 
     def _run(self) -> None:
         while not self._ended.wait(0.05):
             own = self.process.memory_info().rss - self._before
             self.owner_bytes = max(self.owner_bytes, own)
-            self.bytes = max(self.bytes, own + sum(map(_resident, self.process.children(recursive=True))))
+            made = [one for one in self.process.children(recursive=True) if one.pid not in self._there]
+            self.bytes = max(self.bytes, own + sum(map(_resident, made)))
 
 
 def _resident(process: psutil.Process) -> int:
