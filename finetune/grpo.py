@@ -88,7 +88,7 @@ def _told(name: str, reward: Reward, rows: Sequence[PromptRow]) -> Callable[...,
     return worth
 
 
-class _Epochs(RepeatSampler):  # type: ignore[misc]
+class _Epochs(RepeatSampler):  # type: ignore[misc]  # mypy does not read TRL
     """Each epoch has an order of its own, by its number: TRL's depends on how many this process has begun, so that a run which
     goes on in a later one would see the prompts of the first again.
     """
@@ -99,7 +99,7 @@ class _Epochs(RepeatSampler):  # type: ignore[misc]
 
 
 def _trainer_for(run: Run) -> type[Any]:
-    class Trainer(GRPOTrainer):  # type: ignore[misc]
+    class Trainer(GRPOTrainer):  # type: ignore[misc]  # mypy does not read TRL
         def _tokenize_prompts(
             self, prompts: list[list[dict[str, str]]]
         ) -> tuple[list[list[int]], None, dict[str, Any]]:

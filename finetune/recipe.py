@@ -158,8 +158,14 @@ def recipe_of(content: Mapping[str, Any]) -> Recipe:
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
-        said = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
+        said = "; ".join(map(_said, error.errors()))
         raise InvalidError(f"recipe {content.get('name')!r} does not fit: {said}") from error
+
+
+def _said(error: Mapping[str, Any]) -> str:
+    """One of pydantic's, under the name of its field; what concerns the whole recipe has none."""
+    where, what = ".".join(map(str, error["loc"])), str(error["msg"]).removeprefix("Value error, ")
+    return f"{where}: {what}" if where else what
 
 
 def with_settings(recipe: Recipe, settings: Sequence[str]) -> Recipe:

@@ -67,7 +67,7 @@ def _judged(run: Run, model: Any, held_out: Dataset) -> dict[str, float]:
     return found.metrics()
 
 
-class _Trainer(RewardTrainer):  # type: ignore[misc]
+class _Trainer(RewardTrainer):  # type: ignore[misc]  # mypy does not read TRL
     def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
         """They are tokens already, as serving has them, and none is too long."""
         return dataset

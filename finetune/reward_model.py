@@ -22,7 +22,7 @@ from service.generate import strip_thinking
 BATCH = 8  # conversations at a time, of like lengths
 
 
-class Head(nn.Linear):  # type: ignore[misc]
+class Head(nn.Linear):  # type: ignore[misc]  # torch is not read by mypy
     """(..., hidden) -> (..., 1), begun small: a standard deviation of 1 / sqrt(hidden + 1) (Stiennon et al., 2020)."""
 
     def __init__(self, hidden: int) -> None:

@@ -215,7 +215,7 @@ def _on_the_way(metric: str, told: Callable[[int, float], None]) -> Any:
     """-> a callback of the trainer that tells the metric at each evaluation, but the last."""
     from transformers import TrainerCallback
 
-    class OnTheWay(TrainerCallback):  # type: ignore[misc]
+    class OnTheWay(TrainerCallback):  # type: ignore[misc]  # mypy does not read transformers
         def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
             if metric in logs and 0 < state.global_step < state.max_steps:
                 told(round(100 * state.global_step / state.max_steps), float(logs[metric]))
