@@ -1,8 +1,9 @@
 """A query adapter tuned on SciFact's training questions, and what it does to others: nDCG@10, cross-fitted in five folds.
 
 Each fold is scored by a map that was learned, and whose strength was chosen, on the other four alone; questions that share an
-abstract are in one fold. XQuAD's English questions, which nothing is tuned on, are scored by all five maps. Both go through the
-product's own index and fusion, with the default settings and by vectors alone.
+abstract are in one fold. Beside it, folds of questions alone: other claims about the same abstracts are learned from, as where
+users ask about documents that others have asked about. XQuAD's English questions, which nothing is tuned on, are scored by all
+five maps. All go through the product's own index and fusion, with the default settings and by vectors alone.
 """
 
 import random
@@ -48,13 +49,8 @@ def run(options: Options) -> list[Row]:
     tuned_on = read_set(read_dataset(scifact, limit=60 if options.quick else None), embedder, options)
     other = read_set(read_dataset(xquad / "xquad.en.json", limit=60 if options.quick else None), embedder, options)
     cases = tuned_on.dataset.cases
-    maps, seconds = list[tuple[list[int], QueryAdapter]](), list[float]()
-    for number, fold in enumerate(folds_of(cases), 1):
-        started = time.perf_counter()
-        made = _learned([case for at, case in enumerate(cases) if at not in set(fold)], tuned_on)
-        seconds.append(time.perf_counter() - started)
-        say(f"fold {number}: penalty {made.penalty}, {seconds[-1]:.0f} s")
-        maps.append((fold, QueryAdapter(made.matrix, embedder.name, embedder.fingerprint)))
+    maps, seconds = _maps(folds_of(cases), tuned_on, embedder)
+    shared, _ = _maps(folds_of(cases, apart=False), tuned_on, embedder)
     rows = [
         shown(
             "learned, one fold",
@@ -68,6 +64,10 @@ def run(options: Options) -> list[Row]:
             found = _cross_fitted(search, cases, tuned_on.found.of(cases), maps, how)
             said = f"{found.before:.4f} -> {found.after:.4f}, {interval(found)}"
             rows.append(at_least(f"SciFact, nDCG@10 beyond untuned, {name}", found.difference, "", GAIN, said))
+        for name, how in WAYS.items():
+            found = _cross_fitted(search, cases, tuned_on.found.of(cases), shared, how)
+            said = f"{found.before:.4f} -> {found.after:.4f}, {interval(found)}"
+            rows.append(shown(f"the same, folds of questions alone, {name}", found.difference, "", said))
     held = other.dataset.cases
     with searched(other.found.passages, other.found.vectors, embedder.languages) as search:
         for name, how in WAYS.items():
@@ -80,9 +80,26 @@ def run(options: Options) -> list[Row]:
     return rows
 
 
-def folds_of(cases: Sequence[Case], seed: int = 0) -> list[list[int]]:
-    """-> places, questions that share a document together."""
-    groups = connected([[one for one, grade in case.relevant.items() if grade > 0] for case in cases])
+def _maps(
+    folds: Sequence[list[int]], tuned_on: Set, embedder: Embedder
+) -> tuple[list[tuple[list[int], QueryAdapter]], list[float]]:
+    """-> folds with the map of the others, and the seconds that each took to learn."""
+    maps, seconds = list[tuple[list[int], QueryAdapter]](), list[float]()
+    for number, fold in enumerate(folds, 1):
+        started = time.perf_counter()
+        others = [case for at, case in enumerate(tuned_on.dataset.cases) if at not in set(fold)]
+        made = _learned(others, tuned_on)
+        seconds.append(time.perf_counter() - started)
+        say(f"fold {number}: penalty {made.penalty}, scale {made.scale:.0f}, {seconds[-1]:.0f} s")
+        maps.append((fold, QueryAdapter(made.matrix, embedder.name, embedder.fingerprint)))
+    return maps, seconds
+
+
+def folds_of(cases: Sequence[Case], seed: int = 0, *, apart: bool = True) -> list[list[int]]:
+    """-> places. `apart`: questions that share a document are together."""
+    groups: list[list[int]] = [[at] for at in range(len(cases))]
+    if apart:
+        groups = connected([[one for one, grade in case.relevant.items() if grade > 0] for case in cases])
     random.Random(seed).shuffle(groups)
     folds: list[list[int]] = [[] for _ in range(FOLDS)]
     for group in groups:

@@ -7,6 +7,7 @@ supervised adapter. The second part is the loop itself with a reward for length,
 With `--data` the pairs are people's (hh-rlhf), else preferences about machine parts that nobody makes.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -203,7 +204,7 @@ def _learner(
 
 def _fooled(sft: Path, files: Files, size: Size, work: Path) -> list[Row]:
     """A reward that counts words: without a penalty answers grow as long as they may, with one they do not."""
-    told = {name: _lengthened(sft, files, size, penalty) for name, penalty in PENALTIES.items()}
+    told = {name: _kept(work / f"length-{penalty}.json", sft, files, size, penalty) for name, penalty in PENALTIES.items()}
     figure = work / "reward-hacking.png"
     _draw(told, figure)
     free, bound = told.values()
@@ -214,6 +215,14 @@ def _fooled(sft: Path, files: Files, size: Size, work: Path) -> list[Row]:
         rows.append(shown(f"reward for length, {name}: an answer", last["length"], "tokens", note))
     ratio = free[-1]["length"] / bound[-1]["length"]
     return [*rows, at_least("how much longer without a penalty", ratio, "times", 1.5, f"figure: {figure.name}")]
+
+
+def _kept(file: Path, sft: Path, files: Files, size: Size, penalty: float) -> list[dict[str, float]]:
+    """What is there from an earlier run is not done again."""
+    if not file.exists():
+        file.write_text(json.dumps(_lengthened(sft, files, size, penalty)))
+    found: list[dict[str, float]] = json.loads(file.read_text())
+    return found
 
 
 def _lengthened(sft: Path, files: Files, size: Size, penalty: float) -> list[dict[str, float]]:

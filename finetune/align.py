@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from finetune import align_figures, runs
 from finetune.align_figures import STAGES, Aligned, Held, Measured, Stage, Step
-from finetune.align_folder import MEASURES, PAGE, REPORT, begin, identity, write_parts, writing
+from finetune.align_folder import MEASURES, PAGE, REPORT, begin, identity, write_parts
 from finetune.align_plan import LINES, Alignment, recipes_of
 from finetune.align_report import write_report
 from finetune.base_folder import find_base
 from finetune.declines import requests
+from finetune.full_disk import writing
 from finetune.hooks import SILENT, Hooks
 from finetune.human_pairs import Parts, apart, part, read_pairs
 from finetune.recipe import Recipe

@@ -9,11 +9,9 @@ out/measures/         each model's answers and probabilities
 out/report.html, report.json          written last
 """
 
-import errno
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +22,11 @@ from finetune.human_pairs import Parts, chosen_answers
 from finetune.recipe import Recipe
 from finetune.rows_lines import write_rows
 from finetune.schemas import Rows
-from ingest.errors import ConflictError, InvalidError, SettingsError
+from ingest.errors import ConflictError, InvalidError
 from ingest.files import write_whole
 from service.base_model import read_base
 
 ASKED, MEASURES, REPORT, PAGE = "align.json", "measures", "report.json", "report.html"
-_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES})
 
 
 def identity(
@@ -100,20 +97,6 @@ def write_parts(out: Path, parts: Parts, mix: Rows | None) -> None:
         ("pairs-b", parts.b.rows),
     ):
         write_rows(rows, folder / f"{name}.jsonl")
-
-
-@contextmanager
-def writing(out: Path) -> Iterator[None]:
-    """Raises SettingsError where there is no room."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in _NO_ROOM:
-            raise
-        raise SettingsError(
-            f"{str(out)!r} cannot be written to ({error.strerror}): make room there and give the same command again, which goes "
-            "on where it was ended"
-        ) from error
 
 
 def _held(out: Path) -> dict[str, Any] | None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from finetune import runs
+from finetune.full_disk import writing
 from finetune.retrieval_apply import apply_to, check_measurable, check_name
 from finetune.settings import FinetuneSettings
 from ingest.errors import InvalidError, SettingsError
@@ -155,7 +156,7 @@ def _tuned(
 
     if is_finished(target, wanted) and not restart:
         return read_retrieval_manifest(target)
-    with runs.claimed(target), shown() as show, _advised():
+    with runs.claimed(target), shown() as show, writing(target), _advised():
         resume = runs.begin_as(target, wanted, restart) is not None
         run = ready(recipe, asked, models.embedder, chunking, target, ingest, finetune, Hooks(progress=show))
         if recipe.method == "query-adapter":

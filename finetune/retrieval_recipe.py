@@ -56,12 +56,13 @@ class Mining(Frozen):
 
 
 class Moving(Frozen):
-    """Of a query adapter. `scale`: of cosines in the softmax. `penalties`: on the squared distance to the identity; the one with
-    the lowest loss on the stopping questions is taken. `pool`: passages that each question is told from, at most.
+    """Of a query adapter. `scale`: of cosines in the softmax; None: the one that suits the vectors as they are. `penalties`: on
+    the squared distance to the identity; the one with the lowest loss on the stopping questions is taken. `pool`: passages that
+    each question is told from, at most.
     """
 
-    scale: float = Field(default=20.0, gt=0, le=1000)
-    penalties: tuple[Penalty, ...] = Field(default=(10.0, 3.0, 1.0, 0.3, 0.1), min_length=1)
+    scale: float | None = Field(default=None, gt=0, le=1000)
+    penalties: tuple[Penalty, ...] = Field(default=(30.0, 10.0, 3.0, 1.0, 0.3), min_length=1)
     steps: int = Field(default=60, ge=1)
     pool: int = Field(default=4096, ge=16)
 

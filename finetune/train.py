@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from finetune import runs
 from finetune.arguments import refuse_unknown
 from finetune.base_folder import find_base
+from finetune.full_disk import writing
 from finetune.hooks import SILENT, Hooks, StoppedError
 from finetune.recipe import Recipe
 from finetune.rows import read_rows, split_rows
@@ -57,7 +58,7 @@ def train(
 ) -> Manifest:
     """Trains into `out`, or goes on with the unfinished run of the same recipe and rows that is there. `home`: where the dtype
     probe is kept. `data`: of `read_data`, where it has been read. Raises StoppedError when it is cancelled; InvalidError,
-    ConflictError, LockedError, SettingsError.
+    ConflictError, LockedError, NoRoomError, SettingsError.
     """
     require_stack()
     refuse_unknown(recipe)
@@ -66,7 +67,7 @@ def train(
     quiet()
     started = time.perf_counter()
     base, (everything, learn, held_out) = find_base(recipe.model.base, models), data or read_data(recipe)
-    with runs.claimed(out), advised(recipe):
+    with runs.claimed(out), writing(out), advised(recipe):
         resume_from = _begin(out, recipe, (learn, held_out), base, restart)
         hooks.progress(TuneProgress(stage="loading"))
         run, callback = _prepare(recipe, base, learn, held_out, out, settings, hooks, home, resume_from)

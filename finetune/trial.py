@@ -26,14 +26,13 @@ from finetune.recipe import Recipe
 from finetune.rows_split import fold_rows
 from finetune.settings import FinetuneSettings
 from finetune.train import Split, read_data, train
-from ingest.errors import ConflictError, GraftError, InvalidError, LockedError, SettingsError
+from ingest.errors import ConflictError, GraftError, InvalidError, LockedError, NoRoomError, SettingsError
 
 LOADED = (
     "finetune.trial_stack", "finetune.trial", "torch", "datasets", "peft", "transformers", "transformers.trainer",
     "finetune.chat", "finetune.manifest", "finetune.progress", "finetune.curve", "matplotlib.backends.backend_agg",
 )  # fmt: skip
 ENDED = {-signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP}  # statuses of what was told to end
-NO_ROOM = ("No space left on device", "Disk quota exceeded", "PytorchStreamWriter failed writing")
 LOOK_SECONDS, STOP_SECONDS = 0.2, 30.0  # between two looks at a trial; until one that was told to end is killed
 LINGER_SECONDS = 10.0  # that one which has said its last may take to clean up
 LOCK_SECONDS = 60.0  # that a process of a killed sweep may take to end
@@ -155,14 +154,14 @@ def _result(order: Order, pipe: Connection) -> Told:
         return Told(metrics=_trained(order, pipe))
     except StoppedError:
         return Told(stopped=True)
+    except NoRoomError as error:  # which is no fault of the setting
+        return Told(error=("GraftError", str(error)))
     except (InvalidError, SettingsError) as error:
         return Told(error=(type(error).__name__, str(error)))
     except GraftError as error:
         return Told(error=("GraftError", str(error)))
     except Exception as error:  # some settings make libraries fail in ways of their own
         traceback.print_exc(file=sys.stderr)
-        if any(said in str(error) for said in NO_ROOM):  # which is no fault of the setting
-            return Told(error=("GraftError", f"no room for {str(order.out)!r}: {error}; make some, and go on"))
         return Told(error=("SettingsError", f"{type(error).__name__}: {str(error)[:300]}"))
 
 

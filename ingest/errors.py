@@ -8,6 +8,7 @@ GraftError
 ├── UnavailableError       a part this needs does not answer now; trying again can help
 ├── LockedError            another process owns the folder
 ├── SettingsError          a setting, a model folder or an installed package does not fit
+│   └── NoRoomError            a folder cannot be written to: the disk or a quota is full
 └── DocumentError          one file could not be taken in; the others are not concerned
     └── UnreadableTypeError    no text is read from files of its kind: skipped, not failed
         └── OcrMissingError        its text is in images, and there is nothing to read them with
@@ -45,6 +46,10 @@ class LockedError(GraftError):
 
 
 class SettingsError(GraftError):
+    pass
+
+
+class NoRoomError(SettingsError):
     pass
 
 

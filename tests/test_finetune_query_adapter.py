@@ -64,6 +64,28 @@ def test_questions_that_nothing_can_be_learned_for_leave_the_identity() -> None:
     assert np.array_equal(made.matrix, np.eye(SIZE))
 
 
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_where_no_map_ranks_better_none_is_learned_though_one_would_lower_the_loss(seed: int) -> None:
+    """All vectors share a direction, as an embedder's do: cosines differ little, and a low scale leaves much loss to gain."""
+    random, count = np.random.default_rng(seed), 400
+    passages = random.standard_normal((count, 48)) / 48**0.5
+    shared = random.standard_normal(48)
+    passages += 1.5 * shared / np.linalg.norm(shared)
+    questions = unit((passages + 0.2 * random.standard_normal(passages.shape)).astype(np.float32))
+    passages = unit(passages.astype(np.float32))
+    right = [[at] for at in range(count)]
+    learned, stop = (Side(questions[part], right[part]) for part in (slice(130), slice(130, 200)))
+
+    def found(how: Moving) -> float:
+        adapter = QueryAdapter(learn(learned, stop, passages, how).matrix, "x", "f")
+        with searched(shelf(count), passages) as search:
+            return float(np.mean(search.scores(cases(count)[200:], adapter.apply(questions[200:]))))
+
+    untouched = found(Moving(penalties=(1e9,)))
+    assert found(Moving()) > untouched - 0.002
+    assert found(Moving(scale=20)) < untouched - 0.01  # which is what the found scale is for
+
+
 def test_the_gradient_is_that_of_the_loss() -> None:
     passages, questions, _ = rotated()
     what = Side(questions[:9], [[at, (at + 5) % COUNT] for at in range(9)])

@@ -103,6 +103,27 @@ def test_a_killed_run_goes_on_and_its_curve_is_that_of_an_unbroken_one(
     assert_the_same(out, unbroken)
 
 
+def test_a_disk_that_fills_up_in_a_checkpoint_is_said_and_the_run_goes_on(
+    base: Path, rows: Path, unbroken: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    script = (
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "from pathlib import Path\nfrom tuning import tune\n"
+        "from test_finetune_resume import asked_of, stopping\nimport resource\nfrom ingest.errors import NoRoomError\n"
+        f"asked = asked_of(Path({str(rows)!r}), Path({str(base)!r}))\n"
+        "def full(): resource.setrlimit(resource.RLIMIT_FSIZE, (8192, resource.RLIM_INFINITY))\n"
+        f"try: tune(asked, Path({str(out)!r}), stopping(9, full))\n"
+        "except NoRoomError as error: print(error)\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=250, check=False)
+    assert "Traceback" not in ran.stderr
+    assert f"{str(out)!r} cannot be written to" in ran.stdout
+    assert "the same command again" in ran.stdout
+    assert goes_on(asked_of(rows, base), out) == 9
+    assert_the_same(out, unbroken)
+
+
 def goes_on(asked: Any, out: Path) -> int:
     """-> the first step that was trained."""
     told: list[TuneProgress] = []
