@@ -41,7 +41,7 @@ class Size(NamedTuple):
     answer: int = 64  # tokens
     measured: int = 48
     steps: int = 14  # of the run with a reward for length
-    longest: int = 96  # tokens of its answers
+    longest: int = 64  # tokens of its answers
     cited: int = 240  # pairs
     sft_steps: int = -1  # all
 
@@ -237,12 +237,13 @@ def _lengthened(sft: Path, files: Files, size: Size, penalty: float) -> list[dic
     model = apply(load_base(settings().models / BUNDLED, trained, "float32"), trained)
     learner, prompts = _learner(
         model, sft, {"length": _words}, files, batch_size=size.batch, mini_batch_size=size.batch // 2,
-        max_new_tokens=size.longest, learning_rate=1e-4, init_kl_coef=penalty, target_kl=None, max_kl=None, seed=SEED,
+        max_new_tokens=size.longest, learning_rate=2e-4, ppo_epochs=2, init_kl_coef=penalty, target_kl=None, max_kl=None,
+        missing_eos_penalty=0, seed=SEED,
     )  # fmt: skip
+    shortest = sorted(prompts, key=lambda one: len(one.ids))[: size.batch]  # which are quick, and what is shown is no less
     told = []
     for step in range(size.steps):
-        batch = [prompts[at % len(prompts)] for at in range(step * size.batch, (step + 1) * size.batch)]
-        rollout = roll_out(learner, batch)
+        rollout = roll_out(learner, shortest)
         told.append(rollout.told)
         say(f"penalty {penalty}, step {step + 1}: {rollout.told['length']:.1f} tokens, KL {rollout.kl:.2f}")
         improve(learner, rollout)

@@ -141,6 +141,8 @@ def read_recipe(name: str, settings: Sequence[str] = ()) -> Recipe:
     path = Path(name)
     if not name.endswith(".toml"):
         path = _FILES / f"{name}.toml"
+        if (_FILES / "retrieval" / path.name).is_file():
+            raise InvalidError(f"recipe {name!r} tunes what finds passages: run `graft tune {name}`, which no job does")
         if name not in recipes():
             raise NotFoundError(f"there is no recipe {name!r}; there are {', '.join(recipes())}, or give a .toml file")
     try:

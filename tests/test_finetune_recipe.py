@@ -131,3 +131,9 @@ def test_a_number_that_is_none_is_refused_by_name_before_anything_trains(setting
 def test_no_code_of_a_hub_is_named_as_an_attention() -> None:
     with pytest.raises(InvalidError, match="attn_implementation"):
         read_recipe("sft-lora", ["attn_implementation=somebody/kernel"])
+
+
+@pytest.mark.parametrize("name", ["embedder", "reranker", "query-adapter"])
+def test_a_recipe_of_what_finds_passages_is_refused_with_its_command(name: str) -> None:
+    with pytest.raises(InvalidError, match=f"`graft tune {name}`"):
+        read_recipe(name)
