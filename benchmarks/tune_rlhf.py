@@ -204,7 +204,9 @@ def _learner(
 
 def _fooled(sft: Path, files: Files, size: Size, work: Path) -> list[Row]:
     """A reward that counts words: without a penalty answers grow as long as they may, with one they do not."""
-    told = {name: _kept(work / f"length-{penalty}.json", sft, files, size, penalty) for name, penalty in PENALTIES.items()}
+    told = {
+        name: _kept(work / f"length-{penalty}.json", sft, files, size, penalty) for name, penalty in PENALTIES.items()
+    }
     figure = work / "reward-hacking.png"
     _draw(told, figure)
     free, bound = told.values()
@@ -238,9 +240,11 @@ def _lengthened(sft: Path, files: Files, size: Size, penalty: float) -> list[dic
     learner, prompts = _learner(
         model, sft, {"length": _words}, files, batch_size=size.batch, mini_batch_size=size.batch // 2,
         max_new_tokens=size.longest, learning_rate=2e-4, ppo_epochs=2, init_kl_coef=penalty, target_kl=None, max_kl=None,
-        missing_eos_penalty=0, seed=SEED,
+        missing_eos_penalty=0, lam=1.0, seed=SEED,
     )  # fmt: skip
-    shortest = sorted(prompts, key=lambda one: len(one.ids))[: size.batch]  # which are quick, and what is shown is no less
+    shortest = sorted(prompts, key=lambda one: len(one.ids))[
+        : size.batch
+    ]  # which are quick, and what is shown is no less
     told = []
     for step in range(size.steps):
         rollout = roll_out(learner, shortest)

@@ -215,7 +215,7 @@ class Loop:
 
 
 def _checkpoints(folder: Path) -> list[int]:
-    return [int(path.name.rpartition("-")[2]) for path in folder.glob("checkpoint-*")]
+    return [runs.step_of(path) for path in folder.glob("checkpoint-*")]
 
 
 def _read(folder: Path) -> dict[str, Any]:

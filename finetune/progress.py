@@ -17,11 +17,14 @@ WINDOW = 20  # steps that speed is taken over
 
 
 class ProgressCallback(TrainerCallback):  # type: ignore[misc]  # mypy does not read transformers
-    """`stopped`: whether the run was ended by `stop` or by the caller; a checkpoint is then kept of its last step."""
+    """`stopped`: whether the run was ended by `stop` or by the caller; a checkpoint is then kept of its last step. `started`: of
+    time.perf_counter(), earlier by what the run took before it was ended; the log says seconds since then.
+    """
 
-    def __init__(self, hooks: Hooks, log: Path) -> None:
+    def __init__(self, hooks: Hooks, log: Path, started: float) -> None:
         self.hooks = hooks
         self.log = log
+        self.started = started
         self.stopped = False
         self._asked = False
         self._evaluating = False
@@ -65,7 +68,8 @@ class ProgressCallback(TrainerCallback):  # type: ignore[misc]  # mypy does not 
                 f"{args.learning_rate:g}), or set model.dtype to float32"
             )
         with self.log.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": state.global_step, **numbers}) + "\n")
+            seconds = round(time.perf_counter() - self.started, 1)
+            file.write(json.dumps({"step": state.global_step, "seconds": seconds, **numbers}) + "\n")
         self._told |= {key: numbers[key] for key in ("loss", "eval_loss", "reward", "learning_rate") if key in numbers}
         self._tell(state, "training")
 

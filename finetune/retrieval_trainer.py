@@ -1,6 +1,7 @@
 """sentence-transformers' trainers as ours are run: progress, a log, checkpoints, early stopping, an end by signals."""
 
 import difflib
+import time
 import warnings
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -120,7 +121,7 @@ def train_with(
     model, reads = parts["model"], parts["model"].max_seq_length
     model.max_seq_length = min(reads, run.recipe.data.max_tokens or reads)
     model.model_card_data.widget = [{}]  # else examples for a card that nobody reads are made, under a bar
-    callback = ProgressCallback(run.hooks, run.out / runs.LOG)
+    callback = ProgressCallback(run.hooks, run.out / runs.LOG, time.perf_counter())
     stops = (
         [EarlyStoppingCallback(run.recipe.data.patience)]
         if parts.get("eval_dataset") and run.recipe.data.patience
@@ -128,7 +129,7 @@ def train_with(
     )
     checkpoint = runs.last_checkpoint(run.out) if resume else None
     if checkpoint is not None:
-        runs.keep_log_until(run.out, int(checkpoint.name.rpartition("-")[2]))
+        runs.keep_log_until(run.out, runs.step_of(checkpoint))
     encoder, frozen = model[0].auto_model, run.recipe.model.frozen_layers
     with ended_by_signals(callback.stop), kept(encoder, frozen, states), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)

@@ -147,11 +147,23 @@ def finished(out: Path, recipe: Recipe, rows: tuple[Rows, Rows], base: Path) -> 
 def last_checkpoint(out: Path) -> Path | None:
     """-> the last one that is complete: its state is written last. What a kill left half written goes."""
     found = (out / CHECKPOINTS).glob("checkpoint-*")
-    for path in sorted(found, key=lambda path: int(path.name.rpartition("-")[2]), reverse=True):
+    for path in sorted(found, key=step_of, reverse=True):
         if _read(path / "trainer_state.json") is not None:
             return path
         shutil.rmtree(path)
     return None
+
+
+def step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def spent_until(out: Path, step: int) -> float:
+    """-> seconds that a run had taken when it logged that step."""
+    with suppress(FileNotFoundError):
+        lines = [json.loads(line) for line in (out / LOG).read_text().splitlines() if _step(line) <= step]
+        return max((float(line.get("seconds", 0.0)) for line in lines if line), default=0.0)
+    return 0.0
 
 
 def keep_log_until(out: Path, step: int) -> None:

@@ -69,8 +69,10 @@ def train(
     base, (everything, learn, held_out) = find_base(recipe.model.base, models), data or read_data(recipe)
     with runs.claimed(out), writing(out), advised(recipe):
         resume_from = _begin(out, recipe, (learn, held_out), base, restart)
+        if resume_from is not None:
+            started -= runs.spent_until(out, runs.step_of(resume_from))
         hooks.progress(TuneProgress(stage="loading"))
-        run, callback = _prepare(recipe, base, learn, held_out, out, settings, hooks, home, resume_from)
+        run, callback = _prepare(recipe, base, learn, held_out, out, settings, hooks, home, resume_from, started)
         trained = _trained(run, callback)
         if callback.stopped:
             raise StoppedError(out, trained.trainer.state.global_step)
@@ -130,6 +132,7 @@ def _prepare(
     hooks: Hooks,
     home: Path,
     resume_from: Path | None,
+    started: float,
 ) -> tuple["Run", "ProgressCallback"]:
     """-> the run with everything settled, and the callback that can end it."""
     import torch
@@ -145,9 +148,9 @@ def _prepare(
     dtype = recipe.model.dtype
     if dtype == "auto":
         dtype = hardware.training_dtype(home, settings.threads)
-    callback = ProgressCallback(hooks, out / runs.LOG)
+    callback = ProgressCallback(hooks, out / runs.LOG, started)
     if resume_from is not None and runs.writes():
-        runs.keep_log_until(out, int(resume_from.name.rpartition("-")[2]))
+        runs.keep_log_until(out, runs.step_of(resume_from))
     run = Run(
         recipe=recipe,
         base=base,

@@ -69,6 +69,9 @@ def assert_the_same(out: Path, unbroken: Path) -> None:
         [json.loads(line)["step"] for line in (one / "log.jsonl").read_text().splitlines()] for one in (out, unbroken)
     ]
     assert said[0] == said[1]
+    spent = [json.loads(line)["seconds"] for line in (out / "log.jsonl").read_text().splitlines()]
+    assert spent == sorted(spent)  # with those before it was ended
+    assert json.loads((out / "manifest.json").read_text())["seconds"] >= spent[-1]
     from safetensors.numpy import load_file
 
     ours, theirs = (load_file(one / "adapter_model.safetensors") for one in (out, unbroken))
