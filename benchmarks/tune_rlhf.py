@@ -3,7 +3,7 @@ does to a reward that can be fooled. Before that, how far a reward model agrees 
 
 Each training is `graft tune` in a process of its own. What an adapter is worth is measured in one way for all: it answers the
 held-out prompts, sampled at temperature 1, the reward model of these pairs scores the answers, and their KL is to the
-supervised adapter. The second part is the loop itself with a reward for length, without a penalty and with one; it draws both.
+supervised adapter. The second part is the loop itself with a reward for length, without a penalty and with two; it draws all.
 With `--data` the pairs are people's (hh-rlhf), else preferences about machine parts that nobody makes.
 """
 
@@ -47,9 +47,9 @@ class Size(NamedTuple):
 
 
 QUICK = Size(judged=16, pairs=16, episodes=8, batch=4, answer=8, measured=4, steps=2, longest=8, sft_steps=1)
-PENALTIES = {"without a penalty": 0.0, "with a penalty": 0.5}  # of a nat, where a word is worth WORD
+PENALTIES = {"no penalty": 0.0, "0.5 a nat": 0.5, "2 a nat": 2.0}  # where a word is worth WORD
 WORD = 0.1
-PLAIN, BOUND = "#8a8f98", "#1f5fbf"  # of the figure's two lines
+COLOURS = ("#8a8f98", "#7fb0e6", "#1f5fbf")  # of the figure's lines
 
 
 class Files(NamedTuple):
@@ -203,20 +203,21 @@ def _learner(
 
 
 def _fooled(sft: Path, files: Files, size: Size, work: Path) -> list[Row]:
-    """A reward that counts words: without a penalty answers grow as long as they may, with one they do not."""
+    """A reward that counts words: without a penalty answers grow as long as they may, and the more one costs, the less."""
     told = {
         name: _kept(work / f"length-{penalty}.json", sft, files, size, penalty) for name, penalty in PENALTIES.items()
     }
     figure = work / "reward-hacking.png"
     _draw(told, figure)
-    free, bound = told.values()
+    free, *_, bound = told.values()
     rows = []
     for name, steps in told.items():
         first, last = steps[0], steps[-1]
         note = f"{first['length']:.1f} at first; reward {first['reward']:.2f} -> {last['reward']:.2f}, KL {last['kl']:.1f} nats"
-        rows.append(shown(f"reward for length, {name}: an answer", last["length"], "tokens", note))
+        rows.append(shown(f"reward for length, {name}: an answer in the end", last["length"], "tokens", note))
     ratio = free[-1]["length"] / bound[-1]["length"]
-    return [*rows, at_least("how much longer without a penalty", ratio, "times", 1.5, f"figure: {figure.name}")]
+    note = f"than with {list(PENALTIES)[-1]}; figure: {figure.name}"
+    return [*rows, at_least("how much longer without a penalty", ratio, "times", 1.5, note)]
 
 
 def _kept(file: Path, sft: Path, files: Files, size: Size, penalty: float) -> list[dict[str, float]]:
@@ -270,7 +271,7 @@ def _draw(told: Mapping[str, Sequence[Mapping[str, float]]], file: Path) -> None
         axes.set_xlabel("step", fontsize=8)
         axes.set_title(said, fontsize=9, loc="left")
         axes.tick_params(labelsize=8)
-        for (name, steps), colour in zip(told.items(), (PLAIN, BOUND), strict=True):
+        for (name, steps), colour in zip(told.items(), COLOURS, strict=True):
             axes.plot(range(1, len(steps) + 1), [one[key] for one in steps], color=colour, linewidth=1.6, label=name)
         axes.legend(frameon=False, fontsize=8)
     figure.savefig(file, metadata={"Software": None})
