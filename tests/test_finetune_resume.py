@@ -79,18 +79,25 @@ def assert_the_same(out: Path, unbroken: Path) -> None:
     assert not (out / "checkpoints").exists()
 
 
+def in_a_process(rows: Path, base: Path, out: Path, code: str) -> subprocess.CompletedProcess[str]:
+    """Of its own, which may be killed or limited. `code` has `asked` and `out`."""
+    script = (
+        f"import os, resource, signal, sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "from pathlib import Path\nfrom tuning import tune\nfrom ingest.errors import NoRoomError\n"
+        "from test_finetune_resume import asked_of, stopping\n"
+        f"asked, out = asked_of(Path({str(rows)!r}), Path({str(base)!r})), Path({str(out)!r})\n"
+    )
+    command = [sys.executable, "-c", script + code]
+    return subprocess.run(command, capture_output=True, text=True, timeout=250, check=False)
+
+
 def test_a_killed_run_goes_on_and_its_curve_is_that_of_an_unbroken_one(
     base: Path, rows: Path, unbroken: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    script = (
-        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
-        "from pathlib import Path\nfrom tuning import tune\n"
-        f"from test_finetune_resume import asked_of, stopping\nimport os, signal\n"
-        f"asked = asked_of(Path({str(rows)!r}), Path({str(base)!r}))\n"
-        f"tune(asked, Path({str(out)!r}), stopping(11, lambda: os.kill(os.getpid(), signal.SIGKILL)))\n"
+    died = in_a_process(
+        rows, base, out, "tune(asked, out, stopping(11, lambda: os.kill(os.getpid(), signal.SIGKILL)))\n"
     )
-    died = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=250, check=False)
     assert died.returncode == -signal.SIGKILL, died.stderr[-500:]
     assert [path.name for path in sorted((out / "checkpoints").iterdir())] == [
         "checkpoint-10",
@@ -110,16 +117,12 @@ def test_a_disk_that_fills_up_in_a_checkpoint_is_said_and_the_run_goes_on(
     base: Path, rows: Path, unbroken: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    script = (
-        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
-        "from pathlib import Path\nfrom tuning import tune\n"
-        "from test_finetune_resume import asked_of, stopping\nimport resource\nfrom ingest.errors import NoRoomError\n"
-        f"asked = asked_of(Path({str(rows)!r}), Path({str(base)!r}))\n"
+    ran = in_a_process(
+        rows, base, out,
         "def full(): resource.setrlimit(resource.RLIMIT_FSIZE, (8192, resource.RLIM_INFINITY))\n"
-        f"try: tune(asked, Path({str(out)!r}), stopping(9, full))\n"
-        "except NoRoomError as error: print(error)\n"
-    )
-    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=250, check=False)
+        "try: tune(asked, out, stopping(9, full))\n"
+        "except NoRoomError as error: print(error)\n",
+    )  # fmt: skip
     assert "Traceback" not in ran.stderr
     assert f"{str(out)!r} cannot be written to" in ran.stdout
     assert "the same command again" in ran.stdout
