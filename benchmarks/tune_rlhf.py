@@ -34,7 +34,7 @@ class Size(NamedTuple):
     """`episodes`: answers that PPO and GRPO write while they learn. `measured`: held-out prompts."""
 
     judged: int = 4000
-    judged_tokens: int = 192  # of a pair's longer answer with its prompt, where a reward model learns
+    judged_tokens: int = 192  # of a pair of people's, its longer answer with its prompt, where a reward model learns
     pairs: int = 240
     episodes: int = 240
     batch: int = 16
@@ -67,9 +67,16 @@ class Files(NamedTuple):
 def run(options: Options) -> list[Row]:
     if lacking := why_not():
         return [skipped("reward and KL", lacking)]
-    size, work = QUICK if options.quick else Size(), options.scratch / "tune-rlhf"
+    size = QUICK if options.quick else Size()
+    work = options.scratch / (
+        "tune-rlhf-quick" if options.quick else "tune-rlhf"
+    )  # what is kept there is not taken for the other
     files = _files(options, size, work)
-    learns = {"learning_rate": JUDGE_RATE, "max_steps": size.sft_steps, "max_length": size.judged_tokens}
+    learns = {
+        "learning_rate": JUDGE_RATE,
+        "max_steps": size.sft_steps,
+        "max_length": size.judged_tokens if options.folder(HH) else 512,
+    }
     judge = _tuned(work / "reward", "reward", files.judged, **learns)
     people = "people's pairs" if options.folder(HH) else "made pairs"
     agreement = [_agrees(judge, files.held_out, work, people, 0.6), _on_citations(size, work)]
@@ -243,9 +250,8 @@ def _lengthened(sft: Path, files: Files, size: Size, penalty: float) -> list[dic
         max_new_tokens=size.longest, learning_rate=2e-4, ppo_epochs=2, init_kl_coef=penalty, target_kl=None, max_kl=None,
         missing_eos_penalty=0, lam=1.0, seed=SEED,
     )  # fmt: skip
-    shortest = sorted(prompts, key=lambda one: len(one.ids))[
-        : size.batch
-    ]  # which are quick, and what is shown is no less
+    # The shortest prompts are quick, and show no less.
+    shortest = sorted(prompts, key=lambda one: len(one.ids))[: size.batch]
     told = []
     for step in range(size.steps):
         rollout = roll_out(learner, shortest)
